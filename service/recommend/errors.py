@@ -1,0 +1,61 @@
+"""Every error that the core raises on purpose.
+
+* RecommendError
+  * NotFound
+    * ItemNotFound
+  * InvalidQuery           what the caller asked can not be answered; names the field
+  * Overloaded             too many requests in flight; try again after `retry_after_s`
+  * NoServable             no model is loaded (yet)
+  * StoreUnavailable       the history or event store does not answer
+  * DeadlineExceeded       the caller's time is up
+
+No HTTP here: `service.api.problems` says what each looks like on the wire.
+"""
+
+
+class RecommendError(Exception):
+    """Base of all errors of the core."""
+
+
+class NotFound(RecommendError):
+    """Something that the caller named does not exist."""
+
+
+class ItemNotFound(NotFound):
+    """The catalogue has no such item."""
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(f"no item {item_id!r} in the catalogue")
+        self.item_id = item_id
+
+
+class InvalidQuery(RecommendError):
+    """A query that is well formed but can not be answered against what is loaded now."""
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(f"{pointer}: {detail}")
+        self.pointer = pointer
+        """JSON pointer of the field, such as `/history/0/modalities/visual`."""
+        self.detail = detail
+
+
+class Overloaded(RecommendError):
+    """The bound on requests in flight is reached."""
+
+    retry_after_s = 1
+
+
+class NoServable(RecommendError):
+    """No version is loaded."""
+
+    retry_after_s = 5
+
+
+class StoreUnavailable(RecommendError):
+    """The store does not answer, or answers with an error of its own (out of memory, disk full)."""
+
+    retry_after_s = 5
+
+
+class DeadlineExceeded(RecommendError):
+    """The deadline of the request passed before its answer was ready."""

@@ -1,0 +1,1 @@
+"""Offline training: the only package that imports torch."""
