@@ -1,0 +1,107 @@
+"""Training pairs: the items up to a cut, and the item that follows it. Vectorised over the batch.
+
+Legend: `B` batch, `L` history length, `E` interactions, `X` positions that can be a target.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from api_schemas.base import OnDisk
+from training.data.interactions import Interactions
+
+
+class PairsConfig(OnDisk):
+    """How training pairs are drawn."""
+
+    by: Literal["position", "user"] = Field(
+        "position",
+        description="position: every interaction that can be a target equally often. user: every user equally often, "
+        "then a random cut (ComiRec).",
+    )
+    min_history: int = Field(1, ge=1, le=500, description="Fewest items before the target.")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's pairs."""
+
+    users_B: NDArray[np.int64]
+    history_BL: NDArray[np.int64]
+    """Item rows, padded at the end with row 0."""
+    mask_BL: NDArray[np.bool_]
+    target_B: NDArray[np.int64]
+
+
+class PairSampler:
+    """An endless, reproducible stream of batches; its state is two numbers and the generator's.
+
+    An epoch has as many pairs as there are positions. `position` shuffles them by (seed, epoch), so each comes once
+    an epoch; the last batch of an epoch takes the rest.
+    """
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        users: NDArray[np.int64],
+        config: PairsConfig,
+        *,
+        history_length: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._interactions = interactions
+        self._config = config
+        self._history_length = history_length
+        self._batch_size = batch_size
+        self._seed = seed
+        self._users = users[interactions.lengths[users] > config.min_history]
+        if len(self._users) == 0:
+            raise ValueError(f"no user to train on has more than {config.min_history} interactions")
+        self._user_X, self._cut_X = _positions(interactions.lengths[self._users], config.min_history)
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+
+    @property
+    def pairs_per_epoch(self) -> int:
+        """Return the number of positions that can be a target."""
+        return len(self._user_X)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of batches of an epoch."""
+        return -(-self.pairs_per_epoch // self._batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step: the same for the same seed and step, whatever was asked before."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        chosen_B = slice(place * self._batch_size, (place + 1) * self._batch_size)
+        if self._config.by == "position":
+            if self._order[0] != epoch:
+                self._order = (epoch, self._generator(epoch).permutation(self.pairs_per_epoch))
+            pair_B = self._order[1][chosen_B]
+            return self._cut(self._users[self._user_X[pair_B]], self._cut_X[pair_B])
+        rng = self._generator(epoch, place)
+        users_B = rng.choice(self._users, len(range(self.pairs_per_epoch)[chosen_B]))
+        return self._cut(users_B, rng.integers(self._config.min_history, self._interactions.lengths[users_B]))
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, *key])
+
+    def _cut(self, users_B: NDArray[np.int64], cut_B: NDArray[np.int64]) -> Batch:
+        start_B = self._interactions.start_U1[users_B]
+        first_B = np.maximum(cut_B - self._history_length, 0)
+        place_L = np.arange(self._history_length)
+        mask_BL = place_L < (cut_B - first_B)[:, None]
+        place_BL = np.where(mask_BL, (start_B + first_B)[:, None] + place_L, 0)
+        history_BL = np.where(mask_BL, self._interactions.item_E[place_BL], 0)
+        return Batch(users_B, history_BL, mask_BL, self._interactions.item_E[start_B + cut_B])
+
+
+def _positions(length_U: NDArray[np.int64], min_history: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    count_U = length_U - min_history
+    user_X = np.repeat(np.arange(len(length_U)), count_U)
+    within_X = np.arange(len(user_X)) - np.repeat(np.cumsum(count_U) - count_U, count_U)
+    return user_X, within_X + min_history

@@ -1,0 +1,1 @@
+"""Bring published data sets, and tables of any kind, into the dataset folder."""
