@@ -6,7 +6,7 @@ Legend of shapes: `B` batch, `L` history length, `M` modalities, `S` state width
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NewType
+from typing import Literal, NamedTuple, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,9 +103,8 @@ class ModalityShare:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryInterest:
-    """How much one past item weighs, in all and by modality."""
+class HistoryInterest(NamedTuple):
+    """How much one past item weighs, in all and by modality. A tuple, because one answer makes a thousand of them."""
 
     item_id: ItemId
     interest: float
@@ -148,9 +147,8 @@ class Explanation:
     caveats: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredItem:
-    """One line of a slate."""
+class ScoredItem(NamedTuple):
+    """One line of a slate. A tuple, because tuples are made three times as fast and every answer makes k of them."""
 
     item_id: ItemId
     rank: int
@@ -186,3 +184,12 @@ class Slate:
     explanation: Explanation | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     """By stage: store, encode, search, explain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Items that were asked for without a user: similar or popular ones."""
+
+    items: tuple[ScoredItem, ...]
+    version: ServedVersion
+    timings_ms: Mapping[str, float] = field(default_factory=dict)

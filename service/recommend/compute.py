@@ -1,0 +1,32 @@
+"""What the recommender needs to compute off the event loop; `service.runtime.executor` provides it."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from service.recommend.deadline import Deadline
+from service.recommend.job import Answer, Job
+
+Y = TypeVar("Y")
+
+
+class Compute(Protocol):
+    """Runs what computes, away from the event loop."""
+
+    async def answer(self, job: Job) -> Answer:
+        """Answer a job together with whatever else waits.
+
+        Raises:
+            Overloaded: Too many jobs wait; said at once.
+            DeadlineExceeded: The job's deadline passed, waiting or computing.
+            RecommendError: The job's own failure.
+        """
+        ...
+
+    async def alone(self, work: Callable[[], Y], *, deadline: Deadline) -> Y:
+        """Run something long by itself, so that it holds up no job, and return its result or raise its exception.
+
+        Raises:
+            Overloaded: Too much waits; said at once.
+            DeadlineExceeded: The deadline passed, waiting or computing.
+        """
+        ...

@@ -1,0 +1,191 @@
+"""Explanations of a slate: which past item and which modality weighs how much for each line, and how far to trust it.
+
+Legend: `K` candidates, `L` history items (real ones, no padding), `M` modalities, `S` state width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.recommend.deadline import Deadline
+from service.recommend.job import Answer, Job, UsedHistory
+from service.recommend.reasons import Titles, caveats_for, popular_reason, reasons_for
+from service.recommend.servable import Attribution, Mask, Servable
+from service.recommend.types import (
+    ExplainLevel,
+    Explanation,
+    HistoryInterest,
+    ItemExplanation,
+    ItemId,
+    Method,
+    ModalityShare,
+    ScoredItem,
+    Vectors,
+)
+
+CANDIDATES_AT_ONCE = 32
+"""Bounds memory, and the time between two looks at the deadline."""
+
+
+def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanation:
+    """Explain lines that the model scored; lines that are there because they are popular say just that.
+
+    `job.query.explain` says how much: `summary` leaves out histories and contributions.
+
+    Raises:
+        DeadlineExceeded: The time is up; looked at between groups of candidates.
+        FloatingPointError: The explainer returned NaN or infinity.
+    """
+    servable, method, level = job.servable, job.query.method, job.query.explain
+    chosen = method or servable.methods[0]
+    names = tuple(servable.modalities)
+    from_model = [place for place, item in enumerate(answer.items) if item.source == "model"]
+    lines: dict[int, ItemExplanation] = {}
+    attribution: Attribution | None = None
+    history: tuple[HistoryInterest, ...] = ()
+    shares: tuple[ModalityShare, ...] = ()
+    if from_model and answer.history.rows:
+        attribution = _attribute(servable, answer, from_model, chosen, deadline)
+        words = _Words(chosen, names, answer.history.item_ids, _titles(servable, answer.history))
+        for index, place in enumerate(from_model):
+            lines[place] = _line(answer.items[place], attribution, index, words=words, level=level)
+        share_M = servable.modality_shares(attribution.interest_KM)
+        shares = tuple(sorted(map(ModalityShare, names, share_M), key=lambda part: -part.share))
+        if level == "full":
+            mean_LM = attribution.grid_KLM.mean(axis=0).tolist()
+            history = words.interests(attribution.history_KL.mean(axis=0).tolist(), mean_LM)
+    faithfulness = servable.faithfulness(chosen)
+    return Explanation(
+        method=chosen,
+        modality_interest=shares,
+        history=history,
+        items=tuple(lines.get(place) or _popular_line(item) for place, item in enumerate(answer.items)),
+        faithfulness=faithfulness,
+        caveats=caveats_for(
+            chosen,
+            measured=bool(faithfulness),
+            additive=attribution.additive if attribution is not None else None,
+            any_popular=len(from_model) < len(answer.items),
+            any_brought=any(row < 0 for row in answer.history.rows),
+        ),
+    )
+
+
+def _attribute(
+    servable: Servable, answer: Answer, places: Sequence[int], method: Method, deadline: Deadline
+) -> Attribution:
+    states_LMS, presence_LM = history_states(servable, answer.history)
+    rows_K = np.array([answer.rows[place] for place in places], dtype=np.int64)
+    parts: list[Attribution] = []
+    for start in range(0, rows_K.size, CANDIDATES_AT_ONCE):
+        deadline.check()
+        rows = rows_K[start : start + CANDIDATES_AT_ONCE]
+        part = servable.attribute(
+            method,
+            states_LMS=states_LMS,
+            presence_LM=presence_LM,
+            candidate_states_KMS=servable.states(rows),
+            candidate_presence_KM=servable.presence(rows),
+        )
+        if not all(np.isfinite(values).all() for values in (part.grid_KLM, part.contributions_KM, part.interest_KM)):
+            raise FloatingPointError(f"{method} returned NaN or infinity")
+        parts.append(part)
+    deadline.check()
+    if len(parts) == 1:
+        return parts[0]
+    return Attribution(
+        scores_K=np.concatenate([part.scores_K for part in parts]),
+        interest_KM=np.concatenate([part.interest_KM for part in parts]),
+        history_KL=np.concatenate([part.history_KL for part in parts]),
+        grid_KLM=np.concatenate([part.grid_KLM for part in parts]),
+        contributions_KM=np.concatenate([part.contributions_KM for part in parts]),
+        residual_K=np.concatenate([part.residual_K for part in parts]),
+        additive=all(part.additive for part in parts),
+    )
+
+
+def history_states(servable: Servable, history: UsedHistory) -> tuple[Vectors, Mask]:
+    """Return states `[L, M, S]` and presence `[L, M]` of the past items, those included that brought their vectors."""
+    rows_L = np.array(history.rows, dtype=np.int64)
+    known_L = np.maximum(rows_L, 0)
+    states_LMS, presence_LM = servable.states(known_L), servable.presence(known_L)
+    if history.brought is not None and (rows_L < 0).any():
+        states_LMS, presence_LM = np.array(states_LMS), np.array(presence_LM)
+        places = np.flatnonzero(rows_L < 0)
+        states_LMS[places] = history.brought.states_BMS[-2 - rows_L[places]]
+        presence_LM[places] = history.brought.presence_BM[-2 - rows_L[places]]
+    return states_LMS, presence_LM
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Words:
+    """What the numbers of one answer are about."""
+
+    method: Method
+    names: tuple[str, ...]
+    item_ids: tuple[ItemId, ...]
+    titles: Titles
+
+    def interests(self, interest_L: Sequence[float], grid_LM: Sequence[Sequence[float]]) -> tuple[HistoryInterest, ...]:
+        """Return the past items with their numbers."""
+        names = self.names
+        return tuple(
+            [  # a list first: a thousand of these are made for one full explanation
+                HistoryInterest(item_id, interest, dict(zip(names, by_modality, strict=True)))
+                for item_id, interest, by_modality in zip(self.item_ids, interest_L, grid_LM, strict=True)
+            ]
+        )
+
+
+def _line(
+    item: ScoredItem, attribution: Attribution, index: int, *, words: _Words, level: ExplainLevel
+) -> ItemExplanation:
+    contributions = dict(zip(words.names, attribution.contributions_KM[index].tolist(), strict=True))
+    reasons = reasons_for(
+        words.method,
+        names=words.names,
+        item_ids=words.item_ids,
+        interest_M=attribution.interest_KM[index],
+        grid_LM=attribution.grid_KLM[index],
+        contributions=contributions,
+        titles=words.titles,
+    )
+    score = float(attribution.scores_K[index])
+    if level == "summary":
+        return ItemExplanation(item.item_id, score, {}, score, attribution.additive, (), reasons)
+    return ItemExplanation(
+        item_id=item.item_id,
+        score=score,
+        contributions=contributions,
+        residual=float(attribution.residual_K[index]),
+        additive=attribution.additive,
+        history=words.interests(attribution.history_KL[index].tolist(), attribution.grid_KLM[index].tolist()),
+        reasons=reasons,
+    )
+
+
+def _popular_line(item: ScoredItem) -> ItemExplanation:
+    return ItemExplanation(
+        item_id=item.item_id,
+        score=item.score,
+        contributions={},
+        residual=item.score,
+        additive=False,
+        history=(),
+        reasons=(popular_reason(),),
+    )
+
+
+def _titles(servable: Servable, history: UsedHistory) -> Titles:
+    """Return what people call the past items: the catalogue's title where there is one, else the id."""
+    known = [(item_id, row) for item_id, row in zip(history.item_ids, history.rows, strict=True) if row >= 0]
+    titles: dict[ItemId, str] = {item_id: item_id for item_id in history.item_ids}
+    if known:
+        for (item_id, _), metadata in zip(
+            known, servable.metadata(np.array([row for _, row in known], dtype=np.int64)), strict=True
+        ):
+            title = metadata.get("title")
+            if isinstance(title, str) and title:
+                titles[item_id] = title
+    return titles

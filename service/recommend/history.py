@@ -1,0 +1,157 @@
+"""From a job's stored and inline behaviour to rows: what is encoded, what was seen, what the catalogue does not know.
+
+A subject's events come first, the inline history follows. An item that occurs more than once counts once, at its latest
+place: viewing, opening and buying one thing is one interest, and must not push others out of the L places.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.recommend.errors import InvalidQuery
+from service.recommend.filters import FinalFilter
+from service.recommend.job import Job, UsedHistory
+from service.recommend.servable import EncodedItems, Servable
+from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resolved:
+    """A job whose ids have become rows."""
+
+    job: Job
+    history: UsedHistory
+    candidate_rows: tuple[int, ...] | None
+    """The known ones of the query's candidates, each once, in the order given."""
+    filter: FinalFilter
+    unknown_item_ids: tuple[ItemId, ...]
+
+    @property
+    def user_state(self) -> UserState:
+        """Anonymous without a subject; known with a usable history; else cold."""
+        if self.job.query.subject is None:
+            return "anonymous"
+        return "known" if self.history.rows else "cold"
+
+
+def check_query(query: Query, servable: Servable) -> None:
+    """Find what this version can not answer, before anything is queued next to other callers' work.
+
+    Raises:
+        InvalidQuery: Names the field.
+    """
+    if query.k < 1:
+        raise InvalidQuery("/k", f"{query.k} is below 1")
+    if query.min_score is not None and not math.isfinite(query.min_score):
+        raise InvalidQuery("/min_score", "is not a finite number")
+    if query.method is not None and query.method not in servable.methods:
+        known = ", ".join(servable.methods)
+        raise InvalidQuery("/method", f"{query.method!r} is not offered by this model; it offers {known}")
+    for position, item in enumerate(query.history or ()):
+        if item.modalities:
+            _check_vectors(item.modalities, servable.modalities, pointer=f"/history/{position}/modalities")
+
+
+def _check_vectors(vectors: Mapping[str, Vectors], widths: Mapping[str, int], *, pointer: str) -> None:
+    for name, vector in vectors.items():
+        field = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+        width = widths.get(name)
+        if width is None:
+            raise InvalidQuery(field, f"is not a modality of this model; it has {', '.join(widths)}")
+        if vector.shape != (width,):
+            raise InvalidQuery(field, f"has {vector.size} numbers, this model's {name} has {width}")
+        if not np.isfinite(vector).all():
+            raise InvalidQuery(field, "holds a number that is not finite as float32")
+
+
+def resolve(jobs: Sequence[Job], servable: Servable) -> list[Resolved | Exception]:
+    """Turn the ids of all jobs into rows with one look-up; what fails for one job is that job's result alone."""
+    item_ids: list[str] = []
+    ends: list[int] = []
+    for job in jobs:
+        item_ids += job.stored.item_ids
+        item_ids += [item.item_id for item in job.query.history or ()]
+        item_ids += job.query.exclude_item_ids
+        item_ids += job.query.candidate_item_ids or ()
+        ends.append(len(item_ids))
+    rows = servable.rows(item_ids).tolist() if item_ids else []
+    results: list[Resolved | Exception] = []
+    start = 0
+    for job, end in zip(jobs, ends, strict=True):
+        try:
+            results.append(_resolve_one(job, servable, rows[start:end]))
+        except Exception as error:  # noqa: BLE001 - handed to the caller whose job it is
+            results.append(error)
+        start = end
+    return results
+
+
+def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
+    query = job.query
+    inline = query.history or ()
+    num_stored, num_inline, num_excluded = len(job.stored.item_ids), len(inline), len(query.exclude_item_ids)
+    past_rows = rows[: num_stored + num_inline]
+    excluded_rows = rows[len(past_rows) : len(past_rows) + num_excluded]
+    candidate_rows = rows[len(past_rows) + num_excluded :]
+
+    past_ids = [*job.stored.item_ids, *(item.item_id for item in inline)] if inline else list(job.stored.item_ids)
+    brought, usable_rows = _encode_brought(servable, inline, past_rows, num_stored)
+    unknown = [item_id for item_id, row in zip(past_ids, past_rows, strict=True) if row < 0] if -1 in past_rows else []
+
+    known_candidates: tuple[int, ...] | None = None
+    if query.candidate_item_ids is not None:
+        known_candidates = tuple(dict.fromkeys(row for row in candidate_rows if row >= 0))
+        if -1 in candidate_rows:
+            pairs = zip(query.candidate_item_ids, candidate_rows, strict=True)
+            unknown += [item_id for item_id, row in pairs if row < 0]
+
+    blocked = set(excluded_rows)
+    if not query.include_seen:
+        blocked.update(past_rows)
+    blocked.discard(-1)
+    return Resolved(
+        job=job,
+        history=_last_unique(past_ids, usable_rows, brought, length=servable.history_length),
+        candidate_rows=known_candidates,
+        filter=FinalFilter(
+            blocked=blocked,
+            allowed=servable.select(query.filter) if query.filter else None,
+            only=None if known_candidates is None else frozenset(known_candidates),
+            min_score=query.min_score,
+        ),
+        unknown_item_ids=tuple(dict.fromkeys(unknown)),
+    )
+
+
+def _encode_brought(
+    servable: Servable, inline: Sequence[HistoryItem], past_rows: list[int], num_stored: int
+) -> tuple[EncodedItems | None, list[int]]:
+    """Encode the unknown items that bring vectors; return them, and each past item's row or place (`UsedHistory`)."""
+    brought = {
+        item.item_id: item.modalities  # of an item that is there twice, the latest vectors count
+        for item, row in zip(inline, past_rows[num_stored:], strict=True)
+        if row < 0 and item.modalities
+    }
+    if not brought:
+        return None, past_rows
+    encoded = servable.encode_items(list(brought.values()))
+    # Vectors of zeros say nothing: such an item stays merely unknown.
+    place_of = {item_id: -2 - index for index, item_id in enumerate(brought) if encoded.presence_BM[index].any()}
+    inline_rows = [
+        row if row >= 0 else place_of.get(item.item_id, -1)
+        for item, row in zip(inline, past_rows[num_stored:], strict=True)
+    ]
+    return encoded, past_rows[:num_stored] + inline_rows
+
+
+def _last_unique(item_ids: list[ItemId], rows: list[int], brought: EncodedItems | None, *, length: int) -> UsedHistory:
+    """Keep the last `length` usable items, each at its latest place, oldest first."""
+    latest_first = dict(zip(reversed(rows), reversed(item_ids), strict=True))  # a key stays where it came first
+    latest_first.pop(-1, None)
+    return UsedHistory(
+        item_ids=tuple(latest_first.values())[:length][::-1],
+        rows=tuple(latest_first)[:length][::-1],
+        brought=brought,
+    )

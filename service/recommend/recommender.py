@@ -1,0 +1,234 @@
+"""The recommender: the order of the stages, and what becomes of the answer when one of them fails.
+
+history (awaited) → resolve, encode, search, filter, fall back (computed together with other jobs) → explain → slate.
+Every answer is made from one version, held from the first stage to the last.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import structlog
+
+from service.recommend.admission import Admission
+from service.recommend.compute import Compute
+from service.recommend.deadline import Deadline
+from service.recommend.errors import DeadlineExceeded, InvalidQuery, Overloaded, StoreUnavailable
+from service.recommend.explain import explain_answer
+from service.recommend.history import check_query
+from service.recommend.job import NO_HISTORY, Answer, Job
+from service.recommend.listing import held, named_answer, popular_listing, similar_listing
+from service.recommend.ports import HistoryStore, StoredHistory
+from service.recommend.servable import Servable, ServableSource
+from service.recommend.types import Explanation, Filter, ItemId, Listing, Query, Slate, Subject
+
+MAX_SEEN = 1_000
+"""So many of a subject's latest events are read: what they name is seen, the last L of it is encoded."""
+
+STORE_SHARE = 0.5
+"""The store gets at most this part of the time that is left, so that an answer without it still comes in time."""
+
+EXPLANATION_RESERVE_S = 0.01
+"""An explanation that is not there this long before the deadline is left out, so that the answer itself is in time."""
+
+STORE_UNAVAILABLE = "store_unavailable"
+EXPLANATION_FAILED = "explanation_failed"
+EXPLANATION_LATE = "explanation_late"
+EXPLANATION_OVERLOADED = "explanation_overloaded"
+
+HISTORY_MISSED = "history_missed"
+MODEL_BROKE = "model_broke"
+EXPLANATIONS_BROKE = "explanations_broke"
+
+_ANY = Filter()
+_log = structlog.get_logger()
+
+
+class Recommender:
+    """Answers queries. Built once; used on the event loop, which it never blocks."""
+
+    def __init__(
+        self,
+        *,
+        servables: ServableSource,
+        history: HistoryStore,
+        compute: Compute,
+        admission: Admission,
+        store_timeout_s: float,
+    ) -> None:
+        self._servables = servables
+        self._history = history
+        self._compute = compute
+        self._admission = admission
+        self._store_timeout_s = store_timeout_s
+        self.model_ok = True
+        """The last call of the model succeeded; readiness looks at it."""
+        self._explanations_ok = True
+
+    async def recommend(self, query: Query, *, deadline: Deadline) -> Slate:
+        """Return the slate for a query.
+
+        A store that is away or late, a model that fails and an explanation that fails or is late are left out of the
+        answer, and `degraded` names them.
+
+        Raises:
+            InvalidQuery: The loaded version can not answer this query; names the field.
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up.
+        """
+        with self._admission, self._servables.acquire() as servable:
+            job, degraded, timings_ms = await self._job(servable, query, deadline)
+            answer = await self._answer(job)
+            explanation: Explanation | None = None
+            if query.explain != "none":
+                early = Deadline(deadline.at - EXPLANATION_RESERVE_S, deadline.clock)
+                try:
+                    explanation = await self._explain(job, answer, early, timings_ms)
+                except DeadlineExceeded:
+                    deadline.check()
+                    degraded.append(EXPLANATION_LATE)
+                except Overloaded:
+                    degraded.append(EXPLANATION_OVERLOADED)
+                except Exception as error:  # noqa: BLE001 - the slate is whole without it, whatever it was
+                    if self._explanations_ok:
+                        _log.error(EXPLANATIONS_BROKE, index_version=servable.version.index_version, exc_info=error)
+                    self._explanations_ok = False
+                    degraded.append(EXPLANATION_FAILED)
+                else:
+                    self._explanations_ok = True
+            return _slate(servable, answer, degraded, timings_ms, explanation)
+
+    async def explain(
+        self, query: Query, *, item_ids: Sequence[ItemId] | None = None, deadline: Deadline
+    ) -> tuple[Slate, Explanation]:
+        """Return a slate and its explanation: of the items named, or of what would be recommended.
+
+        Items that are named are scored and explained whatever the query's filters say: nothing is recommended.
+
+        Raises:
+            InvalidQuery: As for `recommend`, or an item that is named is not in the catalogue.
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up; here the explanation is the answer and can not be left out.
+        """
+        if query.explain == "none":
+            query = replace(query, explain="full")
+        with self._admission, self._servables.acquire() as servable:
+            job, degraded, timings_ms = await self._job(servable, query, deadline)
+            if item_ids is None:
+                answer = await self._answer(job)
+            else:
+                work = partial(held, servable, partial(named_answer, job, tuple(item_ids)))
+                answer = await self._compute.alone(work, deadline=deadline)
+            explanation = await self._explain(job, answer, deadline, timings_ms)
+            return _slate(servable, answer, degraded, timings_ms, explanation), explanation
+
+    async def similar(
+        self,
+        item_id: ItemId,
+        *,
+        k: int,
+        modality: str | None = None,
+        restriction: Filter = _ANY,
+        deadline: Deadline,
+    ) -> Listing:
+        """Return what is most like an item, by its fused vector or by one modality; never the item itself.
+
+        Raises:
+            ItemNotFound: The catalogue has no such item.
+            InvalidQuery: The model has no such modality.
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up.
+        """
+        with self._admission, self._servables.acquire() as servable:
+            if modality is not None and modality not in servable.modalities:
+                known = ", ".join(servable.modalities)
+                raise InvalidQuery("/modality", f"{modality!r} is not a modality of this model; it has {known}")
+            started = time.perf_counter()
+            work = partial(similar_listing, servable, item_id, k=k, modality=modality, restriction=restriction)
+            items = await self._compute.alone(partial(held, servable, work), deadline=deadline)
+            return Listing(items, servable.version, {"search": _since_ms(started)})
+
+    async def popular(self, *, k: int, restriction: Filter = _ANY, deadline: Deadline) -> Listing:
+        """Return what is most popular in the catalogue.
+
+        Raises:
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up.
+        """
+        with self._admission, self._servables.acquire() as servable:
+            started = time.perf_counter()
+            work = partial(popular_listing, servable, k=k, restriction=restriction)
+            items = await self._compute.alone(partial(held, servable, work), deadline=deadline)
+            return Listing(items, servable.version, {"search": _since_ms(started)})
+
+    async def _job(
+        self, servable: Servable, query: Query, deadline: Deadline
+    ) -> tuple[Job, list[str], dict[str, float]]:
+        """Check a query and await what it needs; return the job, what is missing from it, and the time it took."""
+        check_query(query, servable)
+        deadline.check()
+        if query.subject is None:
+            return Job(servable, query, deadline), [], {}
+        started = time.perf_counter()
+        stored = await self._stored(query.subject, deadline)
+        timings_ms = {"store": _since_ms(started)}
+        deadline.check()
+        degraded = [STORE_UNAVAILABLE] if stored is None else []
+        return Job(servable, query, deadline, stored or NO_HISTORY), degraded, timings_ms
+
+    async def _stored(self, subject: Subject, deadline: Deadline) -> StoredHistory | None:
+        """Return what the subject did, or None when the store is away or late."""
+        limit_s = min(self._store_timeout_s, STORE_SHARE * deadline.remaining_s())
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._history.history(subject, limit=MAX_SEEN)
+        except (StoreUnavailable, TimeoutError) as error:
+            _log.debug(HISTORY_MISSED, reason=str(error) or f"no answer in {limit_s:.3f} s")
+            return None
+
+    async def _answer(self, job: Job) -> Answer:
+        answer = await self._compute.answer(job)
+        if self.model_ok and answer.failure is not None:  # told once an outage, not once a request
+            _log.error(MODEL_BROKE, index_version=job.servable.version.index_version, exc_info=answer.failure)
+        self.model_ok = answer.failure is None
+        return answer
+
+    async def _explain(self, job: Job, answer: Answer, deadline: Deadline, timings_ms: dict[str, float]) -> Explanation:
+        started = time.perf_counter()
+        work = partial(explain_answer, job, answer, deadline=deadline)
+        try:
+            return await self._compute.alone(partial(held, job.servable, work), deadline=deadline)
+        finally:
+            timings_ms["explain"] = _since_ms(started)
+
+
+def _since_ms(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3
+
+
+def _slate(
+    servable: Servable,
+    answer: Answer,
+    degraded: Sequence[str],
+    timings_ms: dict[str, float],
+    explanation: Explanation | None,
+) -> Slate:
+    items = answer.items
+    if explanation is not None:
+        items = tuple(item._replace(explanation=why) for item, why in zip(answer.items, explanation.items, strict=True))
+    return Slate(
+        items=items,
+        user_state=answer.user_state,
+        events_used=len(answer.history),
+        unknown_item_ids=answer.unknown_item_ids,
+        version=servable.version,
+        degraded=(*degraded, *answer.degraded),
+        explanation=explanation,
+        timings_ms={**timings_ms, **answer.timings_ms},
+    )

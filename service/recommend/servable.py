@@ -1,0 +1,195 @@
+"""What the core needs from a loaded version: a protocol, so that the core knows no model runtime and no index library.
+
+Legend: `B` users, `L` history, `M` modalities, `H` history row, `S` state, `D` vector, `Q` queries of a user, `N` the
+items of the catalogue, `K` candidates. Rows are int64 and belong to this one servable.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.recommend.types import Filter, ItemId, Method, ServedVersion, Vectors
+
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Selection(Protocol):
+    """Some rows of one servable; immutable."""
+
+    mask_N: Mask
+    """Which rows are in it; read-only."""
+
+    def without(self, rows: Sequence[int]) -> "Selection":
+        """Return a selection that has all of this one but some rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedItems:
+    """Items that came with their raw vectors, as the encoder sees them."""
+
+    history_BH: Vectors
+    states_BMS: Vectors
+    presence_BM: Mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """What one explanation method says about `K` candidates, one history of `L` items and `M` modalities."""
+
+    scores_K: Vectors
+    interest_KM: Vectors
+    """What each modality as a whole says for each candidate; signed."""
+    history_KL: Vectors
+    """How much each past item weighs for each candidate; signed."""
+    grid_KLM: Vectors
+    """The same by modality of the past item."""
+    contributions_KM: Vectors
+    """The score by modality: of the candidate, or for `shapley` of the history."""
+    residual_K: Vectors
+    additive: bool
+    """Contributions and residual sum to the score."""
+
+
+class Servable(Protocol):
+    """One loaded, verified, immutable version. Every method may be called from any thread."""
+
+    @property
+    def version(self) -> ServedVersion:
+        """Which model and index this is."""
+        ...
+
+    @property
+    def modalities(self) -> Mapping[str, int]:
+        """Width of the raw vector by modality, in the model's order."""
+        ...
+
+    @property
+    def history_length(self) -> int:
+        """L: only the last L items of a history are encoded."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """N: the size of the catalogue."""
+        ...
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Explanation methods of this model, its default first."""
+        ...
+
+    @property
+    def popular_rows(self) -> Rows:
+        """All rows, the most popular first."""
+        ...
+
+    def faithfulness(self, method: Method) -> Mapping[str, float]:
+        """Return what was measured for the method when the model was released; empty when nothing was."""
+        ...
+
+    def retain(self) -> bool:
+        """Keep this version open until `release`; False when it is closed already and must not be used."""
+        ...
+
+    def release(self) -> None:
+        """Take back one `retain`; the last one closes the version."""
+        ...
+
+    def rows(self, item_ids: Sequence[str]) -> Rows:
+        """Return the row of each id, -1 for an unknown one."""
+        ...
+
+    def item_ids(self, rows: Rows) -> Sequence[str]:
+        """Return the id of each row."""
+        ...
+
+    def metadata(self, rows: Rows) -> Sequence[Mapping[str, object]]:
+        """Return what the catalogue says about each row; shared values, not to be changed."""
+        ...
+
+    def popularity_positions(self, rows: Rows) -> Rows:
+        """Return each row's position in `popular_rows`."""
+        ...
+
+    def select(self, restriction: Filter) -> Selection:
+        """Return the rows that pass; all of them for an empty filter."""
+        ...
+
+    def encode_items(self, raw: Sequence[Mapping[str, Vectors]]) -> EncodedItems:
+        """Encode items from raw vectors `[D_m]` by modality; a missing modality is one that the item has not."""
+        ...
+
+    def history(self, rows: Rows) -> Vectors:
+        """Return the history rows `[n, H]`."""
+        ...
+
+    def states(self, rows: Rows) -> Vectors:
+        """Return the modality states `[n, M, S]`."""
+        ...
+
+    def presence(self, rows: Rows) -> Mask:
+        """Return which modalities each item has, `[n, M]`."""
+        ...
+
+    def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
+        """Return the queries `[B, Q, D]` of padded histories."""
+        ...
+
+    def search(self, queries_BQD: Vectors, *, k: int, allowed: Selection | None = None) -> tuple[Vectors, Rows]:
+        """Return the best k allowed rows of each user, best first, as scores `[B, k]` and rows `[B, k]`.
+
+        A row appears once; -1 fills the rest when fewer than k rows are allowed, and only then.
+        """
+        ...
+
+    def score(self, queries_QD: Vectors, rows: Rows) -> Vectors:
+        """Return one user's score of each row."""
+        ...
+
+    def similar(
+        self, row: int, *, k: int, modality: str | None, allowed: Selection | None = None
+    ) -> tuple[Vectors, Rows]:
+        """Return the k rows most like `row`, by the fused vector or by one modality, as scores and rows `[<= k]`.
+
+        `row` itself may be among them.
+        """
+        ...
+
+    def attribute(
+        self,
+        method: Method,
+        *,
+        states_LMS: Vectors,
+        presence_LM: Mask,
+        candidate_states_KMS: Vectors,
+        candidate_presence_KM: Mask,
+    ) -> Attribution:
+        """Explain K candidates for one history."""
+        ...
+
+    def modality_shares(self, interest_KM: Vectors) -> Sequence[float]:
+        """Return each modality's share `[M]` of what speaks for K candidates, as it was judged at release."""
+        ...
+
+
+class ServableSource(Protocol):
+    """Where the current version comes from."""
+
+    def acquire(self) -> AbstractContextManager[Servable]:
+        """Return the current version, kept open until the context ends.
+
+        Raises:
+            NoServable: Nothing is loaded.
+        """
+        ...
+
+
+def ids_of(servable: Servable, rows: Rows) -> Sequence[ItemId]:
+    """Return the ids of the rows."""
+    return cast("Sequence[ItemId]", servable.item_ids(rows))

@@ -1,0 +1,1 @@
+"""What keeps versions loaded and work bounded: servable, registry, reloader, batcher, executor. No HTTP, no store."""

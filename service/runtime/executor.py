@@ -1,0 +1,91 @@
+"""Where the core computes: one lane for recommendations, batched, and one for what is long and goes alone."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+from service.recommend.answer import answer_jobs
+from service.recommend.deadline import Deadline
+from service.recommend.job import Answer, Job
+from service.recommend.types import Query
+from service.runtime.batcher import Batcher
+
+Y = TypeVar("Y")
+
+HEAVY_IDS = 1_000
+"""A job that names more ids than this goes alone: looking them up would hold up its neighbours."""
+
+HEAVY_ITEMS = 8
+"""So does one that brings the vectors of more items than this to be encoded."""
+
+
+class Executor:
+    """Bounded threads that run the core's stages: `Compute` of `service.recommend`.
+
+    Args of the constructor:
+        max_waiting: Callers that may wait in each lane; more are refused at once.
+        max_batch: Recommendations that are computed together.
+        num_threads: Threads of the batched lane.
+        num_lone_threads: Threads of the lane for explanations, similar items and very long requests.
+    """
+
+    def __init__(
+        self, *, max_waiting: int, max_batch: int = 16, num_threads: int = 1, num_lone_threads: int = 1
+    ) -> None:
+        self._jobs: Batcher[Job, Answer] = Batcher(
+            answer_jobs, name="recommend", max_batch=max_batch, max_waiting=max_waiting, num_threads=num_threads
+        )
+        self._lone: Batcher[Callable[[], object], object] = Batcher(
+            _run_each, name="lone", max_batch=1, max_waiting=max_waiting, num_threads=num_lone_threads
+        )
+
+    @property
+    def num_waiting(self) -> int:
+        """How many callers wait or are being answered, in both lanes."""
+        return self._jobs.num_waiting + self._lone.num_waiting
+
+    async def serve(self) -> None:
+        """Run both lanes until cancelled; raises when one of them dies. Owned by the lifespan's task group."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._jobs.serve())
+            group.create_task(self._lone.serve())
+
+    async def answer(self, job: Job) -> Answer:
+        """Answer a job together with whatever else waits; a very long one alone.
+
+        Raises:
+            Overloaded: Too many jobs wait; said at once.
+            DeadlineExceeded: The job's deadline passed, waiting or computing.
+            RecommendError: The job's own failure.
+        """
+        if _is_heavy(job.query):
+            (result,) = await self.alone(lambda: answer_jobs([job]), deadline=job.deadline)
+            if isinstance(result, Exception):
+                raise result
+            return result
+        return await self._jobs(job, deadline=job.deadline)
+
+    async def alone(self, work: Callable[[], Y], *, deadline: Deadline) -> Y:
+        """Run something long by itself and return its result or raise its exception.
+
+        Raises:
+            Overloaded: Too much waits; said at once.
+            DeadlineExceeded: The deadline passed, waiting or computing.
+        """
+        return cast("Y", await self._lone(work, deadline=deadline))
+
+
+def _is_heavy(query: Query) -> bool:
+    if len(query.candidate_item_ids or ()) + len(query.exclude_item_ids) > HEAVY_IDS:
+        return True
+    return bool(query.history) and sum(item.modalities is not None for item in query.history or ()) > HEAVY_ITEMS
+
+
+def _run_each(works: Sequence[Callable[[], object]]) -> list[object]:
+    results: list[object] = []
+    for work in works:
+        try:
+            results.append(work())
+        except Exception as error:  # noqa: BLE001 - handed to the caller whose work it is
+            results.append(error)
+    return results

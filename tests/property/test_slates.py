@@ -1,0 +1,160 @@
+"""Whatever is asked: no slate shows what must not be shown, repeats an item, or holds fewer items than there are."""
+
+import asyncio
+import math
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from service.recommend import sources
+from service.recommend.admission import Admission
+from service.recommend.answer import answer_jobs
+from service.recommend.deadline import Deadline
+from service.recommend.job import Job
+from service.recommend.ports import StoredHistory
+from service.recommend.recommender import Recommender
+from service.recommend.types import Filter, HistoryItem, ItemId, Query, user_subject
+from tests.fakes import WIDTHS, FakeServable, FakeSource, FakeStore, InlineCompute
+
+NUM_ITEMS = 24
+SERVABLE = FakeServable(NUM_ITEMS, length=4)
+NEVER = Deadline.after(3_600.0)
+
+known_ids = st.integers(0, NUM_ITEMS - 1).map(lambda row: ItemId(f"i{row}"))
+item_ids = st.one_of(known_ids, st.sampled_from([ItemId("x1"), ItemId("x2"), ItemId("")]))
+categories = st.lists(st.sampled_from([f"c{number}" for number in range(6)]), max_size=2).map(tuple)
+filters = st.builds(
+    Filter,
+    categories_any=categories,
+    categories_all=categories,
+    categories_none=categories,
+    attributes=st.sampled_from([{}, {"colour": ("red",)}, {"colour": ("red", "blue")}, {"colour": ("green",)}]),
+)
+vectors = st.sampled_from(
+    [None, {}, {"visual": np.ones(WIDTHS["visual"], np.float32)}, {"text": np.zeros(WIDTHS["text"], np.float32)}]
+)
+history_items = st.builds(HistoryItem, item_id=item_ids, modalities=vectors)
+queries = st.builds(
+    Query,
+    subject=st.sampled_from([None, user_subject("ann")]),
+    history=st.one_of(st.none(), st.lists(history_items, max_size=8).map(tuple)),
+    k=st.integers(1, NUM_ITEMS + 5),
+    filter=filters,
+    exclude_item_ids=st.frozensets(item_ids, max_size=NUM_ITEMS),
+    candidate_item_ids=st.one_of(st.none(), st.lists(item_ids, max_size=30).map(tuple)),
+    include_seen=st.booleans(),
+    min_score=st.one_of(st.none(), st.floats(-1, 2)),
+)
+stored = st.lists(item_ids, max_size=NUM_ITEMS).map(
+    lambda ids: StoredHistory(tuple(ids), tuple(map(float, range(len(ids)))))
+)
+
+
+def make_job(query: Query, stored: StoredHistory) -> Job:
+    return Job(SERVABLE, query, NEVER, stored if query.subject else StoredHistory())
+
+
+jobs = st.builds(make_job, queries, stored)
+
+
+def admissible(job: Job) -> set[str]:
+    """Say in other words than the core's what may be shown, without regard to scores."""
+    query = job.query
+    shown = {f"i{row}" for row in np.flatnonzero(SERVABLE.select(query.filter).mask_N)}
+    shown -= query.exclude_item_ids
+    if query.candidate_item_ids is not None:
+        shown &= set(query.candidate_item_ids)
+    if not query.include_seen:
+        shown -= set(job.stored.item_ids) | {item.item_id for item in query.history or ()}
+    return shown
+
+
+def check(job: Job, items) -> None:
+    shown = [item.item_id for item in items]
+    allowed = admissible(job)
+    assert set(shown) <= allowed
+    assert len(set(shown)) == len(shown) <= job.query.k
+    assert [item.rank for item in items] == list(range(1, len(items) + 1))
+    scores = [item.score for item in items]
+    assert scores == sorted(scores, reverse=True)
+    if job.query.min_score is None:
+        assert len(shown) == min(job.query.k, len(allowed))
+    else:
+        assert all(score >= job.query.min_score for score in scores)
+
+
+@given(jobs, st.sampled_from([sources.MAX_EXTRA, 3, 0]))
+@settings(max_examples=150, deadline=None)
+def test_a_slate_holds_nothing_that_is_hidden_repeats_nothing_and_is_full(job, max_extra):
+    with mock.patch.object(sources, "MAX_EXTRA", max_extra):
+        (answer,) = answer_jobs([job])
+    check(job, answer.items)
+    assert len(answer.history) <= SERVABLE.history_length
+
+
+@given(jobs)
+@settings(max_examples=60, deadline=None)
+def test_the_fallback_of_a_failed_model_passes_the_same_filter(job):
+    broken = {"search": RuntimeError("boom"), "score": RuntimeError("boom")}
+    with mock.patch.object(SERVABLE, "fail", broken), capture_logs():
+        (answer,) = answer_jobs([job])
+    check(job, answer.items)
+    assert {item.source for item in answer.items} <= {"popular"}
+
+
+@given(st.lists(jobs, min_size=2, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_jobs_answered_together_get_what_each_gets_alone(together):
+    for answer, job in zip(answer_jobs(together), together, strict=True):
+        (alone,) = answer_jobs([job])
+        assert [item.item_id for item in answer.items] == [item.item_id for item in alone.items]
+        assert np.allclose([item.score for item in answer.items], [item.score for item in alone.items], atol=1e-5)
+        for field in ("rows", "user_state", "unknown_item_ids", "degraded"):
+            assert getattr(answer, field) == getattr(alone, field)
+
+
+@given(queries, st.sampled_from(["none", "summary", "full"]))
+@settings(max_examples=60, deadline=None)
+def test_a_whole_answer_is_well_formed_and_the_same_again(query, level):
+    recommender = Recommender(
+        servables=FakeSource(SERVABLE),
+        history=FakeStore(),
+        compute=InlineCompute(),
+        admission=Admission(1),
+        store_timeout_s=1.0,
+    )
+    query = replace(query, explain=level)
+    first = asyncio.run(recommender.recommend(query, deadline=NEVER))
+    second = asyncio.run(recommender.recommend(query, deadline=NEVER))
+    assert replace(first, timings_ms={}) == replace(second, timings_ms={})
+    check(Job(SERVABLE, query, NEVER), first.items)
+    if first.explanation is None:
+        assert level == "none"
+        return
+    shares = [part.share for part in first.explanation.modality_interest]
+    assert not shares or math.isclose(sum(shares), 1, abs_tol=1e-6)
+    for line in first.explanation.items:
+        assert math.isclose(sum(line.contributions.values()) + line.residual, line.score, abs_tol=1e-4)
+
+
+@given(known_ids, st.integers(1, NUM_ITEMS + 5), st.sampled_from([None, "visual", "text"]), filters)
+@settings(max_examples=60, deadline=None)
+def test_similar_and_popular_items_pass_the_filter_too(item_id, k, modality, restriction):
+    recommender = Recommender(
+        servables=FakeSource(SERVABLE),
+        history=FakeStore(),
+        compute=InlineCompute(),
+        admission=Admission(1),
+        store_timeout_s=1.0,
+    )
+    allowed = {f"i{row}" for row in np.flatnonzero(SERVABLE.select(restriction).mask_N)}
+    similar = asyncio.run(recommender.similar(item_id, k=k, modality=modality, restriction=restriction, deadline=NEVER))
+    popular = asyncio.run(recommender.popular(k=k, restriction=restriction, deadline=NEVER))
+    for listing, pool in ((similar, allowed - {item_id}), (popular, allowed)):
+        shown = [item.item_id for item in listing.items]
+        assert set(shown) <= pool
+        assert len(set(shown)) == len(shown) == min(k, len(pool))
