@@ -12,12 +12,15 @@ SCHEMA_VERSION = 1
 ModalityName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 """Lower case letters, digits and underscores: it becomes a file name and a tensor name."""
 
-RelativePath = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]
+RelativePath = Annotated[
+    str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")
+]
 """A path below the folder of its manifest: no segment starts with a dot, so it can not leave it."""
 
 Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
+GraphName = Literal["item_encoder", "state_encoder", "user_encoder", "explainer"]
 ExplanationMethod = Literal["interest_gradient", "grad_x_input", "decomposition", "occlusion", "shapley"]
 
 
@@ -114,9 +117,13 @@ class BundleManifest(OnDisk):
     num_queries: int = Field(ge=1)
     metric: Literal["inner_product"] = "inner_product"
     history_is_candidate: bool = Field(description="History row and candidate vector are one: stored once.")
-    graphs: dict[Literal["item_encoder", "user_encoder", "explainer"], GraphSpec]
+    graphs: dict[GraphName, GraphSpec]
     golden: RelativePath = "golden.npz"
-    golden_atol: float = Field(gt=0, description="Largest difference allowed when golden.npz is replayed at load.")
+    golden_atol: float = Field(
+        gt=0,
+        description="Largest difference allowed when golden.npz is replayed at load, times the largest value of the "
+        "tensor where that is above 1.",
+    )
     explanation_methods: list[ExplanationMethod]
     faithfulness: dict[ExplanationMethod, Faithfulness] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict, description="Held-out figures by name, such as recall@20.")
@@ -124,6 +131,14 @@ class BundleManifest(OnDisk):
     data_fingerprint: str
     code_revision: str
     files: list[FileEntry]
+
+
+class SearchSettings(OnDisk):
+    """How an approximate index is searched; an exact one ignores all of it."""
+
+    nprobe: int = Field(default=32, ge=1, description="Lists that an inverted file looks into.")
+    ef_search: int = Field(default=128, ge=1, description="Nodes that a graph index keeps in view.")
+    refine: int = Field(default=4, ge=1, description="k times so many candidates are scored exactly, for the best k.")
 
 
 class SnapshotManifest(OnDisk):
@@ -138,10 +153,14 @@ class SnapshotManifest(OnDisk):
     dataset_name: str
     data_fingerprint: str
     num_items: int = Field(ge=1)
-    dim: int = Field(ge=1)
+    dim: int = Field(ge=1, description="Width d of a candidate vector.")
+    history_dim: int = Field(ge=1, description="Width h of a history row.")
+    state_dim: int = Field(ge=1, description="Width s of a modality state.")
+    history_is_candidate: bool = Field(description="The candidate table is the history table, too: stored once.")
     modalities: list[Modality]
     factory: str = Field(description="FAISS factory string; Flat is exact.")
     exact: bool
+    search: SearchSettings
     recall_at_100: float = Field(ge=0, le=1, description="Of the index against exact search, measured at rebuild.")
     num_encoded: int = Field(ge=0, description="Items that this rebuild encoded; the rest was taken over unchanged.")
     files: list[FileEntry]

@@ -50,7 +50,7 @@ def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanati
         words = _Words(chosen, names, answer.history.item_ids, _titles(servable, answer.history))
         for index, place in enumerate(from_model):
             lines[place] = _line(answer.items[place], attribution, index, words=words, level=level)
-        share_M = servable.modality_shares(attribution.interest_KM)
+        share_M = servable.modality_shares(attribution.interest_KM, scores_K=attribution.scores_K)
         shares = tuple(sorted(map(ModalityShare, names, share_M), key=lambda part: -part.share))
         if level == "full":
             mean_LM = attribution.grid_KLM.mean(axis=0).tolist()

@@ -173,7 +173,7 @@ class Servable(Protocol):
         """Explain K candidates for one history."""
         ...
 
-    def modality_shares(self, interest_KM: Vectors) -> Sequence[float]:
+    def modality_shares(self, interest_KM: Vectors, *, scores_K: Vectors) -> Sequence[float]:
         """Return each modality's share `[M]` of what speaks for K candidates, as it was judged at release."""
         ...
 

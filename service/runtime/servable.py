@@ -150,9 +150,9 @@ class LoadedServable:
             additive=arrays.additive,
         )
 
-    def modality_shares(self, interest_KM: Vectors) -> Sequence[float]:
+    def modality_shares(self, interest_KM: Vectors, *, scores_K: Vectors) -> Sequence[float]:
         """Return each modality's share `[M]` of what speaks for K candidates, as it was judged at release."""
-        shares: list[float] = modality_shares(interest_KM).tolist()
+        shares: list[float] = modality_shares(interest_KM, scores_K=scores_K).tolist()
         return shares
 
 

@@ -1,0 +1,23 @@
+"""Query parameters of the endpoints about items."""
+
+from pydantic import ConfigDict, Field
+
+from api_schemas.base import Request
+from api_schemas.fields import MAX_K
+from api_schemas.manifest import ModalityName
+
+
+class ListQuery(Request):
+    """How much to list. Query parameters are texts, so numbers are read from them; unknown ones are refused."""
+
+    k: int = Field(default=20, ge=1, le=MAX_K, description="How many items at most.")
+
+
+class SimilarQuery(ListQuery):
+    """What `similar` means."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    modality: ModalityName | None = Field(
+        default=None, description="Compare by this modality alone; by default by the fused vector."
+    )

@@ -1,0 +1,5 @@
+"""`python -m service` is `prismrec-serve`."""
+
+from service.cli import app
+
+app(prog_name="prismrec-serve")

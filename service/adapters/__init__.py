@@ -1,0 +1,1 @@
+"""Stores: the core's ports on SQLite (embedded, the default) and on Redis."""

@@ -1,0 +1,122 @@
+"""The event database on SQLite: its tables, its statements, and how it is opened."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x50524953  # "PRIS": tells our files from others
+
+# Events lie in the order in which they are read (one subject, newest last), so a history is one run of neighbours.
+_SCHEMA = """
+CREATE TABLE subjects (
+    id INTEGER PRIMARY KEY,
+    subject TEXT NOT NULL UNIQUE,
+    num_events INTEGER NOT NULL,
+    next_seq INTEGER NOT NULL,
+    touched_day INTEGER NOT NULL
+) STRICT;
+CREATE INDEX subjects_by_day ON subjects (touched_day);
+CREATE TABLE events (
+    subject_id INTEGER NOT NULL,
+    occurred_us INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    event_id TEXT NOT NULL UNIQUE,
+    item_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    value REAL,
+    recommendation_id TEXT,
+    PRIMARY KEY (subject_id, occurred_us, seq)
+) STRICT, WITHOUT ROWID;
+"""
+
+# One row with two JSON texts: every row that SQLite hands to Python costs a release of the interpreter lock, which a
+# busy event loop is slow to give back.
+READ = """
+SELECT json_group_array(item_id), json_group_array(occurred_us) FROM (
+    SELECT item_id, occurred_us FROM events
+    WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?)
+    ORDER BY occurred_us DESC, seq DESC LIMIT ?
+)
+"""
+FIND_SUBJECT = "SELECT id, num_events, next_seq FROM subjects WHERE subject = ?"
+ADD_SUBJECT = "INSERT INTO subjects (subject, num_events, next_seq, touched_day) VALUES (?, 0, 0, ?) RETURNING id"
+UPDATE_SUBJECT = "UPDATE subjects SET num_events = ?, next_seq = ? WHERE id = ?"
+TOUCH_SUBJECT = "UPDATE subjects SET touched_day = ?1 WHERE id = ?2 AND touched_day <> ?1"
+ADD_EVENT = """
+INSERT INTO events (subject_id, occurred_us, seq, event_id, item_id, type, value, recommendation_id)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING
+"""
+TRIM = """
+DELETE FROM events WHERE (subject_id, occurred_us, seq) IN (
+    SELECT subject_id, occurred_us, seq FROM events WHERE subject_id = ? ORDER BY occurred_us, seq LIMIT ?
+)
+"""
+FIND_IDLE = "SELECT id FROM subjects WHERE touched_day < ? LIMIT 200"
+FORGET_EVENTS = "DELETE FROM events WHERE subject_id = ?"
+FORGET_SUBJECT = "DELETE FROM subjects WHERE id = ?"
+
+
+class StoreFileError(ValueError):
+    """The file is not one of our databases, or of a later version, or can not be opened: says which and why."""
+
+
+def connect(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
+    """Open a connection for use from any one thread at a time, in which every commit is on disk when it returns.
+
+    Raises:
+        sqlite3.Error: It can not be opened now.
+    """
+    connection = sqlite3.connect(
+        path.absolute().as_uri() + "?mode=rw", uri=True, timeout=busy_timeout_s, isolation_level=None,
+        check_same_thread=False, cached_statements=64,
+    )  # fmt: skip
+    # FULL: the write-ahead log is fsynced at every commit, so what is acknowledged survives a loss of power too.
+    for pragma in ("synchronous = FULL", "temp_store = MEMORY", "cache_size = -16384", "journal_size_limit = 67108864"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def prepare(path: Path, *, busy_timeout_s: float) -> None:
+    """Make the database where there is none, and check it where there is one. Several processes may do so at once.
+
+    Raises:
+        StoreFileError: The folder is missing, the file is no database of ours, or its version is not this one.
+    """
+    if not path.parent.is_dir():
+        raise StoreFileError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise StoreFileError(f"{path}: is a folder, the store is a file")
+    try:
+        # O_CREAT alone: SQLite's own creation would race with a second process that sees the file still empty
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = connect(path, busy_timeout_s=busy_timeout_s)
+        try:
+            _prepare(connection, path)
+        finally:
+            connection.close()
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreFileError(f"{path}: {error}") from error
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if version == 0 and application == 0 and num_tables == 0:
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif application != _APPLICATION_ID:
+        raise StoreFileError(f"{path}: is an SQLite database, and not an event store of Prismrec")
+    elif version != SCHEMA_VERSION:
+        raise StoreFileError(f"{path}: has schema version {version}, this software reads {SCHEMA_VERSION}")
+    connection.execute("COMMIT")

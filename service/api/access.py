@@ -1,0 +1,79 @@
+"""Who may call: a key with the right scope, or, where no keys are configured, a client on this machine."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from service.api import problems
+from service.api.keys import KeyRing, Scope
+from service.api.problems import ApiError
+
+_CHALLENGE = ((b"www-authenticate", b'Bearer realm="prismrec"'),)
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+
+
+class Access(Protocol):
+    """Decides whether a request may go on."""
+
+    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> None:
+        """Return when the request may go on.
+
+        Args:
+            headers: Of the request, names in lower case.
+            client: The peer's address.
+            scope: What the key must allow; None: any key will do.
+
+        Raises:
+            ApiError: `unauthenticated` or `forbidden`.
+        """
+        ...
+
+
+class KeyAccess:
+    """Asks for a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self._ring = ring
+
+    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> None:  # noqa: ARG002 - of the protocol
+        """Look the key up and compare its scopes."""
+        kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        presented = bearer.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        if not presented:
+            raise ApiError(
+                problems.UNAUTHENTICATED,
+                "Send a key as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'.",
+                headers=_CHALLENGE,
+            )
+        key = self._ring.find(presented)
+        if key is None:
+            raise ApiError(problems.UNAUTHENTICATED, "The key is not known.", headers=_CHALLENGE)
+        if scope is not None and scope not in key.scopes:
+            raise ApiError(problems.FORBIDDEN, f"The key has no scope '{scope}'.")
+
+
+class LoopbackAccess:
+    """Serves clients on this machine alone: for trying things out, before there are keys.
+
+    The name that was asked for must be a loopback one too, or any web page could reach the service through a name of
+    its own that resolves to 127.0.0.1; and what a proxy forwards does not come from this machine.
+    """
+
+    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> None:  # noqa: ARG002 - of the protocol
+        """Look where the request comes from."""
+        host = headers.get(b"host", b"localhost").lower()
+        if not is_loopback(client) or any(name in headers for name in _FORWARDED) or not _is_loopback_name(host):
+            raise ApiError(
+                problems.FORBIDDEN,
+                "No API keys are configured, so only clients on the service's own machine are served. "
+                "Make a key with 'prismrec-serve new-key' and set PRISMREC_AUTH__KEYS_FILE.",
+            )
+
+
+def is_loopback(address: str | None) -> bool:
+    """Tell whether an address is one of this machine's own."""
+    return address is not None and (address.startswith(("127.", "::ffff:127.")) or address == "::1")
+
+
+def _is_loopback_name(host: bytes) -> bool:
+    name = host if host.endswith(b"]") else host.rpartition(b":")[0] or host
+    return name in (b"localhost", b"[::1]") or (name.startswith(b"127.") and name.replace(b".", b"").isdigit())

@@ -1,0 +1,70 @@
+"""The HTTP application: routes, envelope and errors put together. What the endpoints work with comes from elsewhere."""
+
+from collections.abc import Callable
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Lifespan
+
+from service.api.describe import describe, description_routes
+from service.api.middleware import Envelope
+from service.api.parts import PartsSource
+from service.api.routes.events import event_routes
+from service.api.routes.items import item_routes
+from service.api.routes.plumbing import plumbing_routes
+from service.api.routes.recommendations import recommendation_routes
+from service.api.routing import Border
+from service.observability.metrics import Metrics
+
+
+def make_app(
+    parts: PartsSource,
+    *,
+    lifespan: "Lifespan[FastAPI]",
+    border: Border,
+    metrics: Metrics,
+    is_draining: Callable[[], bool],
+    log_requests: bool,
+    max_future_s: float,
+    docs: bool,
+) -> FastAPI:
+    """Return the application.
+
+    Args:
+        parts: Gives the parts of the running service.
+        lifespan: Starts and stops them.
+        border: Decides who may call, and bounds bodies and times.
+        metrics: Counts.
+        is_draining: Whether the service is about to stop: connections are then closed after their answer.
+        log_requests: Log every request.
+        max_future_s: How far an event's time may lie ahead of the clock.
+        docs: Offer `/docs` and `/openapi.json`.
+    """
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.openapi = partial(_described, app)  # type: ignore[method-assign]  # FastAPI's own way to change it
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _pass_on)
+    app.add_middleware(Envelope, metrics=metrics, is_draining=is_draining, log_requests=log_requests)
+    # the first routes are found first: what is called most comes first
+    app.router.routes += recommendation_routes(parts, border, metrics)
+    app.router.routes += event_routes(parts, border, metrics, max_future_s=max_future_s)
+    app.include_router(item_routes(parts, border))
+    app.include_router(plumbing_routes(parts, border, metrics))
+    if docs:
+        app.router.routes += description_routes(app)
+    return app
+
+
+async def _pass_on(_request: Request, error: Exception) -> Response:
+    """Leave an error to the envelope, where all of them become problems."""
+    raise error
+
+
+def _described(app: FastAPI) -> dict[str, object]:
+    if app.openapi_schema is None:
+        app.openapi_schema = describe(app)
+    return app.openapi_schema

@@ -1,0 +1,32 @@
+"""What the endpoints work with. Built by the composition root; nothing else is reached from an endpoint."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from api_schemas.health import Ready
+from service.recommend.ports import EventSink
+from service.recommend.recommender import Recommender
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What answers now."""
+
+    model_version: str
+    index_version: str
+    index_built_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The running service, as far as HTTP is concerned."""
+
+    recommender: Recommender
+    events: EventSink
+    served: Callable[[], Served | None]
+    ready: Callable[[], Awaitable[Ready]]
+
+
+PartsSource = Callable[[], Parts]
+"""Gives the parts of the running service; they exist from start-up on."""

@@ -1,0 +1,93 @@
+"""Readiness: whether requests should be sent here, and how each part is."""
+
+from collections.abc import Callable
+
+from api_schemas.health import Check, Ready
+from service.api.parts import Served
+from service.recommend.deadline import Deadline
+from service.recommend.errors import RecommendError
+from service.recommend.ports import Store
+from service.recommend.recommender import Recommender
+from service.recommend.types import HistoryItem, ItemId, Query
+from service.runtime.registry import ServableRegistry
+from service.runtime.reloader import Reloader
+
+PROBE_TIMEOUT_S = 1.0
+
+
+class Readiness:
+    """Asks every part. Only what makes answers impossible makes the service unready."""
+
+    def __init__(
+        self,
+        *,
+        registry: ServableRegistry,
+        reloader: Reloader,
+        recommender: Recommender,
+        store: Store,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._registry = registry
+        self._reloader = reloader
+        self._recommender = recommender
+        self._store = store
+        self._is_draining = is_draining
+
+    def served(self) -> Served | None:
+        """Return which version answers."""
+        current = self._registry.current
+        if current is None:
+            return None
+        version = current.version
+        return Served(version.model_version, version.index_version, version.index_built_at)
+
+    async def __call__(self) -> Ready:
+        """Look at every part now."""
+        model, store = await self._model(), await self._history()
+        refused = self._reloader.status().refused
+        checks = {
+            "process": Check(status="failing", detail="stopping") if self._is_draining() else Check(status="ok"),
+            "model": model,
+            "index": self._index(is_latest=refused is None),
+            "store": store,
+        }
+        return Ready(
+            ready=all(check.status != "failing" for check in checks.values()),
+            checks=checks,
+            refused_versions={refused.version or "CURRENT": refused.reason} if refused is not None else {},
+        )
+
+    async def _model(self) -> Check:
+        """The last answer tells; after a bad one, one answer is tried, so that a service that is well again says so."""
+        served = self.served()
+        if served is None:
+            return Check(status="failing", detail="no version is loaded")
+        if not self._recommender.model_ok:
+            try:
+                await self._try_model()
+            except RecommendError as error:
+                return Check(status="degraded", detail=type(error).__name__)
+        if not self._recommender.model_ok:
+            return Check(status="failing", detail="the model fails; the log says how")
+        return Check(status="ok", detail=served.model_version)
+
+    async def _try_model(self) -> None:
+        with self._registry.acquire() as servable:
+            (item_id,) = servable.item_ids(servable.popular_rows[:1])
+        query = Query(history=(HistoryItem(ItemId(item_id)),), k=1)
+        await self._recommender.recommend(query, deadline=Deadline.after(PROBE_TIMEOUT_S))
+
+    def _index(self, *, is_latest: bool) -> Check:
+        served = self.served()
+        if served is None:
+            return Check(status="failing", detail="no version is loaded")
+        if is_latest:
+            return Check(status="ok", detail=served.index_version)
+        return Check(status="degraded", detail=f"{served.index_version}; a newer version was refused")
+
+    async def _history(self) -> Check:
+        try:
+            await self._store.ping()
+        except RecommendError:
+            return Check(status="degraded", detail="the event store does not answer; the log says why")
+        return Check(status="ok")

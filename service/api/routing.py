@@ -1,0 +1,251 @@
+"""How a request reaches its endpoint: `Direct` routes for what is called thousands of times a second.
+
+FastAPI documents these routes from their signatures as it does any other, but does not call them: its dependency
+machinery costs several times what reading the body and writing the answer cost. A `Direct` endpoint takes the parsed
+body and the request's `Trace`, returns what its signature says, and raises errors of the core or `ApiError`.
+"""
+
+import asyncio
+import inspect
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from api_schemas.problem import Problem
+from service.api import problems
+from service.api.access import Access
+from service.api.keys import Scope as KeyScope
+from service.api.problems import ApiError
+from service.recommend.deadline import Deadline
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+ReadT = TypeVar("ReadT")
+TRACE = "prismrec.trace"
+_JSON = b"application/json"
+PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
+    "4XX": {"model": Problem, "description": "What is wrong with the request."},
+    "5XX": {"model": Problem, "description": "Why it can not be answered now."},
+    422: {"model": Problem, "description": "A field is not valid; `errors` names it."},
+}
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Trace:
+    """What is known of one request from its first byte to its last."""
+
+    __slots__ = ("headers", "problem", "request_id", "route", "started", "status", "timings_ms")
+
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+        given = headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        self.headers = headers
+        self.started = time.perf_counter()
+        self.timings_ms: Mapping[str, float] = {}
+        self.route = "other"
+        self.status = 0
+        self.problem: str | None = None
+
+    def took_ms(self) -> float:
+        """Return the milliseconds since the request came in."""
+        return (time.perf_counter() - self.started) * 1e3
+
+
+def trace_of(request: Request) -> Trace:
+    """Return what is known of a request."""
+    trace: Trace = request.scope[TRACE]
+    return trace
+
+
+class Border:
+    """What stands between the network and every endpoint: access, bounds and time."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        default_timeout_ms: int,
+        max_timeout_ms: int,
+    ) -> None:
+        self._access = access
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._default_timeout_ms = default_timeout_ms
+        self._max_timeout_ms = max_timeout_ms
+
+    def check_access(self, scope: Scope, *, needs: KeyScope | None) -> None:
+        """Return when the caller may use what needs this key scope.
+
+        Raises:
+            ApiError: `unauthenticated` or `forbidden`.
+        """
+        client = scope.get("client")
+        self._access.check(scope[TRACE].headers, client=client[0] if client else None, scope=needs)
+
+    def guard(self, route: str, *, needs: KeyScope | None) -> Callable[[Request], Awaitable[None]]:
+        """Return a FastAPI dependency that checks access and notes the route's name."""
+
+        async def check(request: Request) -> None:
+            trace_of(request).route = route
+            self.check_access(request.scope, needs=needs)
+
+        return check
+
+    def deadline(self, timeout_ms: int | None) -> Deadline:
+        """Return when a request that asks for this much time must be answered."""
+        return Deadline.after(min(timeout_ms or self._default_timeout_ms, self._max_timeout_ms) / 1e3)
+
+    async def read_json(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the body of a request that says it is JSON.
+
+        Raises:
+            ApiError: `unsupported-media-type`, `payload-too-large` (before a byte is read, where the length is
+                announced) or `request-timeout`.
+            ClientDisconnect: The caller has gone.
+        """
+        headers: Mapping[bytes, bytes] = scope[TRACE].headers
+        media_type = headers.get(b"content-type", b"")
+        if media_type != _JSON and media_type.partition(b";")[0].strip().lower() != _JSON:
+            # also keeps out what a web page of another origin can send without being asked first
+            raise ApiError(problems.UNSUPPORTED_MEDIA_TYPE, "Send 'Content-Type: application/json'.")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise ApiError(problems.UNSUPPORTED_MEDIA_TYPE, "Send the body without 'Content-Encoding'.")
+        announced = headers.get(b"content-length", b"0")
+        if not announced.isdigit() or len(announced) > 18 or int(announced) > self._max_body_bytes:
+            raise self._too_large()
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise self._too_large()
+            return body
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                return await self._read_on(message, receive)
+        except TimeoutError:
+            raise ApiError(
+                problems.REQUEST_TIMEOUT,
+                f"The body did not arrive within {self._body_timeout_s:g} s.",
+                headers=[(b"connection", b"close")],
+            ) from None
+
+    async def _read_on(self, message: Mapping[str, object], receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while message["type"] == "http.request":
+            chunk = message.get("body", b"")
+            assert isinstance(chunk, bytes)
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                raise self._too_large()
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+            message = await receive()
+        raise ClientDisconnect
+
+    def _too_large(self) -> ApiError:
+        return ApiError(problems.PAYLOAD_TOO_LARGE, f"A body may have {self._max_body_bytes} bytes.")
+
+
+def parse(model: type[BodyT]) -> Callable[[bytes], BodyT]:
+    """Return the function that reads a body as `model`.
+
+    Raises (the function):
+        ApiError: `malformed-json`, or `validation-error` with a pointer for each field.
+    """
+    read = model.__pydantic_validator__.validate_json
+
+    def parsed(body: bytes) -> BodyT:
+        try:
+            value: BodyT = read(body)
+        except ValidationError as error:
+            raise problems.malformed(error) or problems.invalid(error, problems.parse_leniently(body)) from None
+        return value
+
+    return parsed
+
+
+class Direct(APIRoute):
+    """A POST route with a JSON body, called without FastAPI's dependency machinery."""
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[ReadT, Trace], Awaitable[object]],
+        *,
+        body: type[BaseModel],
+        answer: type,
+        border: Border,
+        needs: KeyScope,
+        read: Callable[[bytes], ReadT],
+        summary: str,
+        tag: str,
+    ) -> None:
+        """Make the route.
+
+        Args:
+            path: Where it is.
+            endpoint: Takes what `read` makes of a body, returns what `pydantic_core.to_json` can say.
+            body: What the body is, for the documentation.
+            answer: What the answer is, for the documentation.
+            border: Checks access and reads bodies.
+            needs: The scope that a key must have.
+            read: Makes something of a body, or raises `ApiError`.
+            summary: Of the documentation.
+            tag: Of the documentation.
+        """
+        super().__init__(
+            path, _documented(endpoint, body, answer), methods=["POST"], summary=summary, tags=[tag],
+            openapi_extra=secured(needs), responses=PROBLEM_RESPONSES,
+        )  # fmt: skip
+        self._border = border
+        self._needs: KeyScope = needs
+        self._answer: Callable[[bytes, Trace], Awaitable[object]] = lambda data, trace: endpoint(read(data), trace)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, read, answer."""
+        if scope["method"] != "POST":
+            await super().handle(scope, receive, send)  # says 405
+            return
+        trace: Trace = scope[TRACE]
+        trace.route = self.path
+        self._border.check_access(scope, needs=self._needs)
+        body = await self._border.read_json(scope, receive)
+        answer = to_json(await self._answer(body, trace))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", _JSON), (b"content-length", str(len(answer)).encode())],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer})
+
+
+def _documented(endpoint: Callable[..., object], body: type[BaseModel], answer: type) -> Callable[..., object]:
+    """Return a function that only says what an endpoint takes and gives: FastAPI reads it, nobody calls it."""
+
+    async def documented() -> None: ...
+
+    documented.__name__ = endpoint.__name__
+    documented.__doc__ = endpoint.__doc__
+    documented.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect looks at first
+        [inspect.Parameter("body", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=body)], return_annotation=answer
+    )
+    return documented
+
+
+def secured(needs: KeyScope | None) -> dict[str, object]:
+    """Return what the documentation says of an endpoint that needs a key with this scope; None: any key."""
+    says = f"Needs a key with the scope `{needs}`." if needs else "Needs a key, whatever its scopes."
+    return {"security": [{"bearer": []}, {"api_key": []}], "x-key-scope": needs or "any", "x-access": says}

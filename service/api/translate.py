@@ -1,0 +1,199 @@
+"""Between the wire and the core: bodies become queries and events, slates become answers. Nothing is decided here."""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from api_schemas import recommend as wire
+from api_schemas.events import Event as EventBody
+from api_schemas.explain import ExplainedItem, ExplanationAnswer, ExplanationRequest
+from service.recommend import types as core
+from service.recommend.types import ItemId, Query, Slate, Subject, session_subject, user_subject
+
+_ANY = core.Filter()
+
+
+def query_of(body: wire.RecommendationRequest | ExplanationRequest) -> Query:
+    """Return what a body asks for."""
+    return Query(
+        subject=_subject_of(body),
+        history=None if body.history is None else tuple([_past_item(item) for item in _in_order(body.history)]),
+        k=body.k,
+        filter=_ANY if body.filter is None else _filter_of(body.filter),
+        exclude_item_ids=frozenset(map(ItemId, body.exclude_item_ids)),
+        candidate_item_ids=(None if body.candidate_item_ids is None else tuple(map(ItemId, body.candidate_item_ids))),
+        include_seen=body.include_seen,
+        min_score=body.min_score,
+        explain=body.explain,
+        method=body.method if isinstance(body, ExplanationRequest) else None,
+    )
+
+
+def event_of(body: EventBody) -> core.Event:
+    """Return the event that a body tells of."""
+    return core.Event(
+        event_id=body.event_id,
+        subject=user_subject(body.user_id) if body.user_id is not None else session_subject(body.session_id or ""),
+        item_id=ItemId(body.item_id),
+        type=body.type,
+        occurred_at=body.occurred_at.timestamp(),
+        value=body.value,
+        recommendation_id=body.recommendation_id,
+    )
+
+
+def recommendation_answer(slate: Slate, *, level: core.ExplainLevel, took_ms: float) -> wire.RecommendationAnswer:
+    """Return the answer of `POST /v1/recommendations`."""
+    answer: wire.RecommendationAnswer = {
+        "recommendation_id": secrets.token_hex(16),
+        "items": [_line(item, full=level == "full") for item in slate.items],
+        "user_state": slate.user_state,
+        "events_used": slate.events_used,
+        "unknown_item_ids": list(slate.unknown_item_ids),
+        "model": _model(slate.version),
+        "index": _index(slate.version),
+        "degraded": list(slate.degraded),
+        "took_ms": round(took_ms, 3),
+    }
+    if slate.explanation is not None:
+        answer["modality_interest"] = _shares(slate.explanation.modality_interest)
+    return answer
+
+
+def explanation_answer(
+    slate: Slate, explanation: core.Explanation, *, level: core.ExplainLevel, took_ms: float
+) -> ExplanationAnswer:
+    """Return the answer of `POST /v1/explanations`."""
+    return {
+        "modality_interest": _shares(explanation.modality_interest),
+        "history": _interests(explanation.history),
+        "items": [_explained(item, full=level == "full") for item in explanation.items],
+        "method": explanation.method,
+        "faithfulness": dict(explanation.faithfulness),
+        "caveats": list(explanation.caveats),
+        "user_state": slate.user_state,
+        "events_used": slate.events_used,
+        "unknown_item_ids": list(slate.unknown_item_ids),
+        "model": _model(slate.version),
+        "index": _index(slate.version),
+        "degraded": list(slate.degraded),
+        "took_ms": round(took_ms, 3),
+    }
+
+
+def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:
+    """Return the answer of the endpoints that list items without a user."""
+    return {
+        "items": [_line(item) for item in listing.items],
+        "model": _model(listing.version),
+        "index": _index(listing.version),
+        "degraded": [],
+        "took_ms": round(took_ms, 3),
+    }
+
+
+def _subject_of(body: wire.SlateRequest) -> Subject | None:
+    if body.user_id is not None:
+        return user_subject(body.user_id)
+    return session_subject(body.session_id) if body.session_id is not None else None
+
+
+def _in_order(history: Sequence[wire.HistoryItem]) -> Iterable[wire.HistoryItem]:
+    """Return the oldest first: by time when every entry has one, else as sent."""
+    times = [item.occurred_at for item in history if item.occurred_at is not None]
+    if len(times) < len(history):
+        return history
+    order = sorted(range(len(history)), key=times.__getitem__)
+    return [history[place] for place in order]
+
+
+def _past_item(item: wire.HistoryItem) -> core.HistoryItem:
+    modalities: Mapping[str, core.Vectors] | None = None
+    if item.modalities is not None:
+        with np.errstate(over="ignore"):  # what does not fit into float32 becomes infinite, which the core refuses
+            modalities = {name: np.asarray(vector, dtype=np.float32) for name, vector in item.modalities.items()}
+    return core.HistoryItem(
+        ItemId(item.item_id), None if item.occurred_at is None else item.occurred_at.timestamp(), modalities
+    )
+
+
+def _filter_of(body: wire.Filter) -> core.Filter:
+    return core.Filter(
+        categories_any=tuple(body.categories_any),
+        categories_all=tuple(body.categories_all),
+        categories_none=tuple(body.categories_none),
+        attributes={
+            name: tuple(value) if isinstance(value, list) else (value,) for name, value in body.attributes.items()
+        },
+    )
+
+
+def _model(version: core.ServedVersion) -> wire.ModelVersion:
+    return {"name": version.model_name, "version": version.model_version}
+
+
+def _index(version: core.ServedVersion) -> wire.IndexVersion:
+    return {"version": version.index_version, "built_at": version.index_built_at}
+
+
+def _line(item: core.ScoredItem, *, full: bool = False) -> wire.RecommendedItem:
+    line: wire.RecommendedItem = {
+        "item_id": item.item_id,
+        "rank": item.rank,
+        "score": item.score,
+        "source": item.source,
+    }
+    if item.metadata is not None:
+        line["metadata"] = item.metadata
+    if item.explanation is not None:
+        line["explanation"] = _explanation(item.explanation, full=full)
+    return line
+
+
+def _explained(item: core.ItemExplanation, *, full: bool) -> ExplainedItem:
+    explained: ExplainedItem = {
+        "item_id": item.item_id,
+        "score": item.score,
+        "additive": item.additive,
+        "reasons": _reasons(item),
+    }
+    if full:
+        explained["contributions"] = _contributions(item)
+        explained["residual"] = item.residual
+        explained["history"] = _interests(item.history)
+    return explained
+
+
+def _explanation(item: core.ItemExplanation, *, full: bool) -> wire.ItemExplanation:
+    explanation: wire.ItemExplanation = {
+        "score": item.score,
+        "additive": item.additive,
+        "reasons": _reasons(item),
+    }
+    if full:
+        explanation["contributions"] = _contributions(item)
+        explanation["residual"] = item.residual
+        explanation["history"] = _interests(item.history)
+    return explanation
+
+
+def _contributions(item: core.ItemExplanation) -> list[wire.Contribution]:
+    return [{"modality": modality, "value": value} for modality, value in item.contributions.items()]
+
+
+def _reasons(item: core.ItemExplanation) -> list[wire.Reason]:
+    return [
+        {"code": reason.code, "text": reason.text, "evidence_item_ids": list(reason.evidence_item_ids)}
+        for reason in item.reasons
+    ]
+
+
+def _shares(shares: Sequence[core.ModalityShare]) -> list[wire.ModalityShare]:
+    return [{"modality": part.modality, "share": part.share} for part in shares]
+
+
+def _interests(history: Sequence[core.HistoryInterest]) -> list[wire.HistoryInterest]:
+    return [
+        {"item_id": past.item_id, "interest": past.interest, "by_modality": dict(past.by_modality)} for past in history
+    ]

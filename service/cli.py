@@ -1,0 +1,135 @@
+"""`prismrec-serve`: parses, checks, starts one process or several, prints where they answer."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+
+from service.api.keys import SCOPES, new_key
+from service.main import Drain, create_app, open_access, open_store
+from service.observability.logging import SETTING_IGNORED, configure
+from service.server import GracefulServer, address_of, listen, run
+from service.settings import ServiceSettings, SettingsError, load_settings, settings_markdown, unknown_variables
+from service.supervisor import Supervisor
+
+FAILED = 1
+WRONG_USAGE = 2
+
+app = typer.Typer(
+    help="Serve recommendations and explanations over HTTP.",
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    *,
+    store: Annotated[Path | None, typer.Option(help="Folder of bundles and snapshots.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. Default: 8000.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer. Default: 1.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB. Default: events.db in the store folder.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with further settings.")] = None,
+) -> None:
+    """Serve what the store's CURRENT names. Every other setting: environment or TOML, see the documentation."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        settings = load_settings(
+            config_file=config, store=store, host=host, port=port, workers=workers, history=history
+        )
+        check(settings)
+    except ValueError as error:
+        _end(str(error), code=WRONG_USAGE)
+    configure(level=settings.log.level, style=settings.log.format)
+    for name in unknown_variables():
+        structlog.get_logger().warning(SETTING_IGNORED, variable=name)
+    if settings.auth.keys_file is None:
+        _say("No API keys: only clients on this machine are served (see 'prismrec-serve new-key --help').")
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        _end(f"{settings.host}:{settings.port}: {error.strerror or error}", code=FAILED)
+
+    def announce() -> None:
+        noun = "process" if settings.workers == 1 else "processes"
+        typer.echo(f"Prismrec answers at {address_of(listener)} ({settings.workers} {noun})")
+        sys.stdout.flush()
+
+    if settings.workers > 1:
+        code = asyncio.run(Supervisor(settings, listener=listener, on_ready=announce).run())
+    else:
+        code = run(SingleServer(settings, on_ready=announce), sockets=[listener])
+    raise typer.Exit(code)
+
+
+@app.command("new-key")
+def make_key(
+    scope: Annotated[list[str], typer.Option(help=f"What it allows: {', '.join(SCOPES)}; may be given several times.")],
+    name: Annotated[str, typer.Option(help="Whose it is; stands in the keys file.")] = "client",
+) -> None:
+    """Make an API key: show it once, and the line that goes into the keys file."""
+    try:
+        key, line = new_key(name=name, scopes=scope)
+    except ValueError as error:
+        _end(str(error), code=WRONG_USAGE)
+    typer.echo(f"key (shown once): {key}")
+    typer.echo(f"line for the file that PRISMREC_AUTH__KEYS_FILE names:\n{line}")
+
+
+@app.command()
+def openapi() -> None:
+    """Print the OpenAPI document, as in docs/openapi.json."""
+    typer.echo(json.dumps(create_app(load_settings(store=Path())).openapi(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def settings() -> None:
+    """Print the table of all settings in Markdown, as in docs/configuration.md."""
+    typer.echo(settings_markdown(), nl=False)
+
+
+def check(settings: ServiceSettings) -> None:
+    """Find what would keep the service from starting, while it can still be said in one line.
+
+    Raises:
+        ValueError: Says what.
+    """
+    if not settings.store.is_dir():
+        raise SettingsError(f"{settings.store}: there is no such folder; 'prismrec-index rebuild' makes one")
+    open_access(settings)
+    asyncio.run(open_store(settings.history_url, settings.events).close())
+
+
+class SingleServer(GracefulServer):
+    """The one process, when there is one."""
+
+    def __init__(self, settings: ServiceSettings, *, on_ready: Callable[[], None]) -> None:
+        drain = Drain()
+        super().__init__(create_app(settings, drain=drain, on_failure=self.fail), http=settings.http, drain=drain)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
+
+def _say(text: str) -> None:
+    typer.echo(f"prismrec-serve: {text}", err=True)
+
+
+def _end(text: str, *, code: int) -> NoReturn:
+    _say(text)
+    raise typer.Exit(code)

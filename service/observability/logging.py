@@ -1,0 +1,85 @@
+"""Logs: structlog, one JSON object a line in production, readable lines on a terminal.
+
+Event names are the constants below, in the past tense; facts are fields. No bodies, no keys, no addresses with
+passwords. What the standard library logs (uvicorn, redis) goes through the same processors.
+"""
+
+import logging
+import sys
+from contextvars import ContextVar
+from typing import Literal
+
+import structlog
+from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+SERVICE_STARTED = "service_started"
+SERVICE_STOPPED = "service_stopped"
+SERVICE_FAILED = "service_failed"
+DRAIN_BEGUN = "drain_begun"
+REQUEST_ANSWERED = "request_answered"
+REQUEST_FAILED = "request_failed"
+STORE_LOST = "store_lost"
+STORE_RECOVERED = "store_recovered"
+STORE_FOUND_NOT_DURABLE = "store_found_not_durable"
+KEYS_LOADED = "keys_loaded"
+KEYS_REFUSED = "keys_refused"
+KEYS_MISSED = "keys_missed"
+SETTING_IGNORED = "setting_ignored"
+WORKER_STARTED = "worker_started"
+WORKER_DIED = "worker_died"
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Set for the time of a request; every line logged meanwhile carries it."""
+
+
+def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
+    """Route every log line of this process to stderr; called once, by the command line."""
+    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+    ]
+    last: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if console
+        else [structlog.processors.ExceptionRenderer(_traceback_without_locals()), structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=())],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "redis"):
+        logger = logging.getLogger(name)
+        logger.handlers = []
+        logger.propagate = True
+        logger.setLevel(max(logging.WARNING, root.level))
+
+
+def _traceback_without_locals() -> ExceptionDictTransformer:
+    """Local variables hold bodies and keys, which must not be logged."""
+    return ExceptionDictTransformer(show_locals=False)
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    current = request_id.get()
+    if current is not None:
+        event["request_id"] = current
+    return event

@@ -1,0 +1,249 @@
+"""Several workers behind one port: accepts every connection and hands it to the worker that has the fewest.
+
+Why not one `SO_REUSEPORT` socket for each worker: the kernel then chooses by a hash of the addresses, which is fair
+over thousands of connections and not over the few dozen that a client's pool keeps open. Why not one shared listening
+socket: whoever wakes first takes all that wait. A connection is handed over once, as a descriptor (SCM_RIGHTS); its
+bytes never pass through here.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from service import control
+from service.observability.logging import DRAIN_BEGUN, WORKER_DIED, WORKER_STARTED
+from service.observability.metrics import forget_worker
+from service.settings import ServiceSettings
+
+ACCEPT_AT_ONCE = 64
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
+STEADY_S = 60.0
+"""After so long a run, a worker that dies counts as the first to die."""
+KILL_AFTER_S = 5.0
+"""Beyond the time that requests in flight get."""
+
+_COMMAND = (sys.executable, "-m", "service.worker")
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One process and what is known of it."""
+
+    process: "subprocess.Popen[bytes]"
+    channel: socket.socket
+    started_at: float
+    ready: bool = False
+    connections: int = 0
+    """Handed over and not yet ended."""
+
+
+class Supervisor:
+    """Owns the port and the workers."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        listener: socket.socket,
+        on_ready: Callable[[], None],
+        command: tuple[str, ...] = _COMMAND,
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._on_ready = on_ready
+        self._command = command
+        self._workers: list[_Worker] = []
+        self._metrics_folder = Path()
+        self._num_missing = 0
+        """Workers that died before the service was ready."""
+        self._up = False
+        self._ending = False
+        self._accepting = False
+        self._backoff_s = FIRST_BACKOFF_S
+        self._changed = asyncio.Event()
+        """Set whenever a worker becomes ready or has ended."""
+
+    async def run(self) -> int:
+        """Serve until a signal; return the exit code, 1 when no worker could be started."""
+        loop = asyncio.get_running_loop()
+        signalled = asyncio.Event()
+        hurried = asyncio.Event()
+
+        def on_signal() -> None:
+            (hurried if signalled.is_set() else signalled).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        try:
+            with tempfile.TemporaryDirectory(prefix="prismrec-metrics-") as folder:
+                self._metrics_folder = Path(folder)
+                for _ in range(self._settings.workers):
+                    self._start()
+                started = await self._start_up(signalled)
+                if started:
+                    await signalled.wait()
+                await self._wind_down(hurried)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        return 0 if started or signalled.is_set() else 1
+
+    async def _start_up(self, signalled: asyncio.Event) -> bool:
+        """Wait until every worker is ready or dead; return whether one is ready."""
+        waiting = asyncio.create_task(signalled.wait())
+        while not signalled.is_set() and any(not worker.ready for worker in self._workers):
+            self._changed.clear()
+            change = asyncio.create_task(self._changed.wait())
+            await asyncio.wait({waiting, change}, return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
+        waiting.cancel()
+        if signalled.is_set() or not self._workers:
+            return False
+        self._up = True
+        for _ in range(self._num_missing):
+            self._start_later()
+        self._on_ready()
+        return True
+
+    async def _wind_down(self, hurried: asyncio.Event) -> None:
+        """Drain, close the port, let the workers finish."""
+        self._ending = True
+        window_s = self._settings.http.drain_s if self._up else 0.0
+        _log.info(DRAIN_BEGUN, window_s=window_s)
+        self._tell(control.DRAIN)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hurried.wait(), window_s)
+        self._accept()  # what the kernel has taken for us is served too
+        self._stop_accepting()
+        self._listener.close()
+        self._tell(control.STOP)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.http.finish_s + KILL_AFTER_S):
+                while self._workers:
+                    self._changed.clear()
+                    await self._changed.wait()
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.wait()
+
+    # --- workers ---
+
+    def _start(self) -> None:
+        ours, theirs = control.pair()
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [*self._command, str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)},
+        )
+        theirs.close()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+            pipe.write(self._settings.model_dump_json().encode())
+        worker = _Worker(process, ours, time.monotonic())
+        self._workers.append(worker)
+        asyncio.get_running_loop().add_reader(ours, self._hear, worker)
+        _log.info(WORKER_STARTED, pid=process.pid)
+
+    def _start_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._backoff_s, lambda: None if self._ending else self._start())
+        self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
+
+    def _tell(self, message: bytes) -> None:
+        for worker in self._workers:
+            try:
+                worker.channel.send(message)
+            except OSError:
+                worker.process.terminate()  # it has not read for long, or is gone
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take in all that a worker has said."""
+        while True:
+            try:
+                received = control.receive(worker.channel)
+            except BlockingIOError:
+                return
+            if received is None:
+                self._lose(worker)
+                return
+            message = received[0]
+            if message == control.READY:
+                worker.ready = True
+                self._changed.set()
+                self._start_accepting()
+            elif message.startswith(control.DONE):
+                worker.connections -= int(message[1:])
+
+    def _lose(self, worker: _Worker) -> None:
+        """A worker has closed its end: it has ended, or does so now."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(worker.channel)
+        worker.channel.close()
+        worker.ready = False
+        if not any(other.ready for other in self._workers):
+            self._stop_accepting()  # the kernel keeps new connections until there is somebody to serve them
+        waiting = loop.run_in_executor(None, worker.process.wait)
+        waiting.add_done_callback(lambda done: self._bury(worker, done.result()))
+
+    def _bury(self, worker: _Worker, exit_code: int) -> None:
+        self._workers.remove(worker)
+        forget_worker(worker.process.pid, self._metrics_folder)
+        self._changed.set()
+        if self._ending:
+            return
+        _log.error(WORKER_DIED, pid=worker.process.pid, exit_code=exit_code, num_connections=worker.connections)
+        if not self._up:
+            self._num_missing += 1
+            return
+        if time.monotonic() - worker.started_at >= STEADY_S:
+            self._backoff_s = FIRST_BACKOFF_S
+        self._start_later()
+
+    # --- connections ---
+
+    def _start_accepting(self) -> None:
+        if not self._accepting:
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _stop_accepting(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            asyncio.get_running_loop().remove_reader(self._listener)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            if not any(worker.ready for worker in self._workers):
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                return  # it was gone before it was accepted, or descriptors are short; the next turn tries again
+            with connection:
+                self._hand_over(connection)
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        """Give a connection to the ready worker that has the fewest; when none takes it, it is closed."""
+        for worker in sorted((w for w in self._workers if w.ready), key=lambda w: w.connections):
+            try:
+                control.pass_on(worker.channel, connection)
+            except OSError:
+                continue  # behind with its messages, or gone
+            worker.connections += 1
+            return

@@ -1,0 +1,103 @@
+"""Readiness: only what makes answers impossible makes the service unready; it finds out by itself when all is well."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from service.api.ready import Readiness
+from service.recommend.errors import NoServable, Overloaded
+from tests.fakes import FakeServable, FakeSource, FakeStore
+
+
+class Registry(FakeSource):
+    @property
+    def current(self):
+        return self.servable
+
+    def acquire(self):
+        if self.servable is None:
+            raise NoServable("none")
+        return super().acquire()
+
+
+class Recommender:
+    """Fails as it is told to; an answer that works makes the model well."""
+
+    def __init__(self):
+        self.model_ok = True
+        self.broken = False
+        self.refuses = None
+        self.asked = []
+
+    async def recommend(self, query, *, deadline):
+        self.asked.append(query)
+        if self.refuses:
+            raise self.refuses
+        self.model_ok = not self.broken
+
+
+@pytest.fixture
+def rig():
+    rig = SimpleNamespace(
+        registry=Registry(FakeServable()), recommender=Recommender(), store=FakeStore(), draining=False, refused=None
+    )
+    rig.ready = Readiness(
+        registry=rig.registry,
+        reloader=SimpleNamespace(status=lambda: SimpleNamespace(refused=rig.refused)),
+        recommender=rig.recommender,
+        store=rig.store,
+        is_draining=lambda: rig.draining,
+    )
+    return rig
+
+
+async def statuses(rig):
+    answer = await rig.ready()
+    return answer.ready, {name: check.status for name, check in answer.checks.items()}
+
+
+ALL_OK = {"process": "ok", "model": "ok", "index": "ok", "store": "ok"}
+
+
+async def test_all_is_well_and_no_answer_is_tried(rig):
+    assert await statuses(rig) == (True, ALL_OK)
+    assert rig.recommender.asked == []
+
+
+async def test_nothing_loaded_is_not_ready(rig):
+    rig.registry.servable = None
+    assert await statuses(rig) == (False, {**ALL_OK, "model": "failing", "index": "failing"})
+
+
+async def test_a_store_that_is_away_is_listed(rig):
+    rig.store.away = True
+    assert await statuses(rig) == (True, {**ALL_OK, "store": "degraded"})
+
+
+async def test_a_refused_version_is_listed_with_its_reason(rig):
+    rig.refused = SimpleNamespace(version="snapshot-2", reason="index.faiss: wrong hash")
+    assert await statuses(rig) == (True, {**ALL_OK, "index": "degraded"})
+    assert (await rig.ready()).refused_versions == {"snapshot-2": "index.faiss: wrong hash"}
+    rig.refused = SimpleNamespace(version=None, reason="unreadable")
+    assert (await rig.ready()).refused_versions == {"CURRENT": "unreadable"}
+
+
+async def test_a_model_that_goes_on_failing_is_not_ready(rig):
+    rig.recommender.model_ok, rig.recommender.broken = False, True
+    assert await statuses(rig) == (False, {**ALL_OK, "model": "failing"})
+
+
+async def test_one_request_that_the_model_choked_on_does_not_take_the_service_out(rig):
+    rig.recommender.model_ok = False
+    assert await statuses(rig) == (True, ALL_OK)
+    assert [item.item_id for item in rig.recommender.asked[0].history] == ["i0"]
+
+
+async def test_a_service_too_busy_to_try_stays_ready(rig):
+    rig.recommender.model_ok, rig.recommender.refuses = False, Overloaded("busy")
+    assert await statuses(rig) == (True, {**ALL_OK, "model": "degraded"})
+
+
+async def test_a_service_that_stops_is_not_ready(rig):
+    rig.draining = True
+    assert await statuses(rig) == (False, {**ALL_OK, "process": "failing"})
