@@ -1,0 +1,294 @@
+"""Bundle: a training run's graphs, loaded and ready to run. Its files are verified by the store before.
+
+`golden.npz` holds inputs and outputs of each graph, made by the exporter from the model itself: arrays are named
+`<graph>/in/<tensor>` and `<graph>/out/<tensor>`, such as `user_encoder/in/history`. Replaying them at load is warm-up
+and parity check in one.
+
+Legend of shapes: `B` batch, `L` history length, `M` modalities, `D` vector width, `H` history width, `S` state width,
+`Q` query vectors a user, `K` candidates.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from api_schemas.manifest import BundleManifest, GraphName, GraphSpec
+from index.artefacts import MANIFEST, ArtefactError, read_document
+from index.features import Mask, ModelInputs, Vectors
+
+EXPLAINER_OUTPUTS = (
+    "scores",
+    "item_interest",
+    "modality_interest",
+    "item_grad_x_input",
+    "modality_grad_x_input",
+    "contributions",
+    "queries",
+)
+
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+)
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, ValueError)
+_DTYPES = {"tensor(float)": "float32", "tensor(bool)": "bool", "tensor(int64)": "int64", "tensor(double)": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItems:
+    """What the item encoder makes of a batch of items."""
+
+    candidates: Vectors
+    """`[B, D]`: an item's score for a user is the largest inner product of its candidate vector with a query."""
+    history: Vectors
+    """`[B, H]`: what the user encoder reads. The same array as `candidates` where the manifest says they are one."""
+    states: Vectors
+    """`[B, M, S]`: by modality; zero where it is absent is not promised, `presence` says what counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedStates:
+    """What the state encoder makes of items whose modality states are known."""
+
+    candidates: Vectors
+    """`[B, D]`."""
+    history: Vectors
+    """`[B, H]`. The same array as `candidates` where the manifest says they are one."""
+
+
+class Bundle:
+    """Four ONNX Runtime sessions behind typed calls. Calls may come from several threads at once."""
+
+    def __init__(
+        self, path: Path, manifest: BundleManifest, *, sessions: Mapping[GraphName, ort.InferenceSession]
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._sessions = sessions
+        self._names = tuple(modality.name for modality in manifest.modalities)
+        self._item_outputs = (
+            ["candidate", "states"] if manifest.history_is_candidate else ["candidate", "states", "history"]
+        )
+        self._run_users = sessions["user_encoder"].run
+        self._state_outputs = ["candidate"] if manifest.history_is_candidate else ["candidate", "history"]
+
+    @classmethod
+    def open(cls, path: Path, *, num_threads: int = 1) -> Self:
+        """Load the graphs of a bundle whose files the store has verified.
+
+        Args:
+            path: The bundle's folder.
+            num_threads: Threads that one call may use; they do not spin between calls.
+
+        Raises:
+            ArtefactError: The manifest or a graph can not be loaded, or a graph has another signature than the
+                manifest and the graph contract say.
+        """
+        manifest = read_document(path / MANIFEST, BundleManifest)
+        missing = {"item_encoder", "state_encoder", "user_encoder", "explainer"} - manifest.graphs.keys()
+        if missing:
+            raise ArtefactError(path / MANIFEST, f"graphs: {min(missing)} is missing")
+        sessions = {}
+        for name, spec in manifest.graphs.items():
+            session = _load(path / spec.file, num_threads=num_threads)
+            _check_signature(path / spec.file, session, spec, contract=_contract(manifest, name))
+            sessions[name] = session
+        return cls(path, manifest, sessions=sessions)
+
+    def encode_items(self, inputs: ModelInputs) -> EncodedItems:
+        """Encode a batch of items of any size, also none."""
+        manifest = self.manifest
+        if len(inputs) == 0:
+            candidates = np.zeros((0, manifest.dim), dtype=np.float32)
+            history = candidates if manifest.history_is_candidate else np.zeros((0, manifest.history_dim), np.float32)
+            return EncodedItems(candidates, history, np.zeros((0, len(self._names), manifest.state_dim), np.float32))
+        feed: dict[str, NDArray[Any]] = dict(zip(self._names, inputs.features, strict=True))
+        feed["presence"] = inputs.presence
+        session = self._sessions["item_encoder"]
+        candidates, states, *rest = session.run(self._item_outputs, feed)
+        return EncodedItems(candidates, rest[0] if rest else candidates, states)
+
+    def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
+        """Encode histories of exactly L places into query vectors `[B, Q, D]`.
+
+        Args:
+            history_BLH: Float32, C order; what lies in masked places does not matter, as long as it is finite.
+            mask_BL: True where there is an item. A history without any gives the model's default vector.
+        """
+        queries: Vectors = self._run_users(["queries"], {"history": history_BLH, "mask": mask_BL})[0]
+        return queries
+
+    def encode_states(self, states_BMS: Vectors, presence_BM: Mask) -> EncodedStates:
+        """Encode items again from their modality states, say with a modality switched off; of any number, also none.
+
+        Args:
+            states_BMS: As `encode_items` gives them; what lies where `presence_BM` is False does not matter.
+            presence_BM: Which modalities to use. An item without any gets zeros, and counts as no item in a history.
+        """
+        manifest = self.manifest
+        if len(states_BMS) == 0:
+            candidates = np.zeros((0, manifest.dim), dtype=np.float32)
+            history = candidates if manifest.history_is_candidate else np.zeros((0, manifest.history_dim), np.float32)
+            return EncodedStates(candidates, history)
+        session = self._sessions["state_encoder"]
+        candidates, *rest = session.run(self._state_outputs, {"states": states_BMS, "presence": presence_BM})
+        return EncodedStates(candidates, rest[0] if rest else candidates)
+
+    def explain(
+        self,
+        *,
+        states: Vectors,
+        presence: Mask,
+        mask: Mask,
+        candidate_states: Vectors,
+        candidate_presence: Mask,
+        outputs: Sequence[str],
+    ) -> dict[str, Vectors]:
+        """Run the explainer for each of B histories with each of K candidates.
+
+        It costs the same whatever `outputs` are: ONNX Runtime's inference builds run the whole graph. What can do
+        without gradients is cheaper through `encode_states` and `encode_users`.
+
+        Args:
+            states: Modality states of the histories `[B, L, M, S]`.
+            presence: `[B, L, M]`.
+            mask: `[B, L]`.
+            candidate_states: `[K, M, S]`, the same candidates for all histories.
+            candidate_presence: `[K, M]`.
+            outputs: Some of `EXPLAINER_OUTPUTS`.
+        """
+        feed = {
+            "states": states,
+            "presence": presence,
+            "mask": mask,
+            "candidate_states": candidate_states,
+            "candidate_presence": candidate_presence,
+        }
+        names = list(outputs)
+        return dict(zip(names, self._sessions["explainer"].run(names, feed), strict=True))
+
+    def check_golden(self) -> None:
+        """Replay `golden.npz` through all graphs: the warm-up, which is the parity check.
+
+        Raises:
+            ArtefactError: The file is not what the exporter writes, or an output differs by more than `golden_atol`.
+        """
+        path = self.path / self.manifest.golden
+        for name in self.manifest.graphs:
+            given = _golden(path, f"{name}/in/")
+            expected = _golden(path, f"{name}/out/")
+            if not given or not expected:
+                raise ArtefactError(path, f"has no case for {name}")
+            try:
+                values = self._sessions[name].run(list(expected), given)
+            except _RUN_ERRORS as error:
+                raise ArtefactError(path, f"{name} does not run on it: {_one_line(error)}") from error
+            for tensor, value in zip(expected, values, strict=True):
+                _compare(path, f"{name}/out/{tensor}", value, expected[tensor], atol=self.manifest.golden_atol)
+
+
+def _load(path: Path, *, num_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Spinning threads burn the cores that other requests need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise ArtefactError(path, f"is not a graph that can be loaded: {_one_line(error)}") from error
+
+
+def _contract(manifest: BundleManifest, graph: GraphName) -> dict[str, tuple[int | None, ...]]:
+    """Return the outputs that a graph must have; None is a free dimension."""
+    modalities, states = len(manifest.modalities), manifest.state_dim
+    length = manifest.history_length
+    if graph == "item_encoder":
+        return {
+            "candidate": (None, manifest.dim),
+            "history": (None, manifest.history_dim),
+            "states": (None, modalities, states),
+        }
+    if graph == "state_encoder":
+        return {"candidate": (None, manifest.dim), "history": (None, manifest.history_dim)}
+    if graph == "user_encoder":
+        return {"queries": (None, manifest.num_queries, manifest.dim)}
+    return {
+        "scores": (None, None),
+        "item_interest": (None, None, length),
+        "modality_interest": (None, None, length, modalities),
+        "item_grad_x_input": (None, None, length),
+        "modality_grad_x_input": (None, None, length, modalities),
+        "contributions": (None, None, modalities),
+        "queries": (None, manifest.num_queries, manifest.dim),
+    }
+
+
+def _check_signature(
+    path: Path, session: ort.InferenceSession, spec: GraphSpec, *, contract: Mapping[str, tuple[int | None, ...]]
+) -> None:
+    for side, tensors, said in (
+        ("input", session.get_inputs(), spec.inputs),
+        ("output", session.get_outputs(), spec.outputs),
+    ):
+        found = {tensor.name: (_DTYPES.get(tensor.type, tensor.type), tuple(tensor.shape)) for tensor in tensors}
+        listed = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in said}
+        for name in found.keys() ^ listed.keys():
+            where = "the graph" if name in found else "the manifest"
+            raise ArtefactError(path, f"{side} {name} is only in {where}")
+        for name, (dtype, shape) in found.items():
+            said_dtype, said_shape = listed[name]
+            if dtype != said_dtype or not _same_shape(shape, said_shape):
+                raise ArtefactError(
+                    path, f"{side} {name} is {dtype} {list(shape)}, the manifest says {said_dtype} {list(said_shape)}"
+                )
+    outputs = {tensor.name: tuple(tensor.shape) for tensor in spec.outputs}
+    for name, expected in contract.items():
+        if name not in outputs:
+            raise ArtefactError(path, f"has no output {name}")
+        if not _same_shape(outputs[name], expected):
+            raise ArtefactError(
+                path, f"output {name} is {list(outputs[name])}, the manifest's sizes ask for {expected}"
+            )
+
+
+def _same_shape(left: Sequence[int | str | None], right: Sequence[int | str | None]) -> bool:
+    """Compare shapes; a dimension that is not a number is free and fits any."""
+    return len(left) == len(right) and all(
+        one == other or not isinstance(one, int) or not isinstance(other, int)
+        for one, other in zip(left, right, strict=True)
+    )
+
+
+def _golden(path: Path, prefix: str) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtefactError(path, f"can not be read: {_one_line(error)}") from error
+
+
+def _compare(path: Path, name: str, value: NDArray[Any], expected: NDArray[Any], *, atol: float) -> None:
+    if value.shape != expected.shape:
+        raise ArtefactError(path, f"{name}: the graph gives shape {value.shape}, expected {expected.shape}")
+    if value.size == 0:
+        return
+    # Rounding grows with the numbers: what is allowed is a share of the tensor's largest value.
+    allowed = atol * max(1.0, float(np.abs(expected).max()))
+    largest = float(np.max(np.abs(value.astype(np.float64) - expected)))
+    if not largest <= allowed:  # written so that NaN does not pass
+        raise ArtefactError(path, f"{name}: differs from the model by {largest:.3g}, allowed is {allowed:.3g}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,188 @@
+"""The gate before publishing, and `prismrec-index check`: a snapshot is what it says and finds what it should.
+
+Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k` results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from api_schemas.manifest import SearchSettings
+from index.artefacts import ArtefactError
+from index.bundle import Bundle
+from index.exact import ExactIndex
+from index.features import Rows, Vectors, pad_vectors
+from index.progress import Reporter, silent
+from index.snapshot import IndexSnapshot
+
+RECALL_AT = 100
+RECALL_TOLERANCE = 0.001
+"""Another processor may round a score differently, so that another item is the hundredth."""
+
+_CHUNK_ROWS = 16_384
+_EXACT_ROWS = 8_192
+_SAMPLED_IDS = 1_000
+_MAX_DOUBLINGS = 10
+_MAX_REFINE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was found out about a snapshot that passed."""
+
+    recall_at_100: float
+    num_queries: int
+
+
+def check_snapshot(
+    snapshot: IndexSnapshot,
+    bundle: Bundle,
+    queries_BQD: Vectors,
+    *,
+    min_recall_at_100: float,
+    exact_Bk: Vectors | None = None,
+    report: Reporter = silent,
+) -> CheckReport:
+    """Check a snapshot against its bundle and against exact search.
+
+    Args:
+        snapshot: An opened snapshot; opening has compared all row counts and widths with the manifest.
+        bundle: Its bundle.
+        queries_BQD: Users to measure the recall with, see `sample_queries`.
+        min_recall_at_100: What has to be reached.
+        exact_Bk: The users' largest scores, when `exact_scores` was called already.
+        report: Hears of the progress.
+
+    Raises:
+        ArtefactError: Something does not fit, a vector is not finite, the bundle's graphs do not reproduce their golden
+            outputs, or the recall is too low.
+    """
+    _check_sizes(snapshot, bundle)
+    bundle.check_golden()
+    _check_values(snapshot, report=report)
+    _check_ids(snapshot)
+    if exact_Bk is None:
+        exact_Bk = exact_scores(snapshot, queries_BQD, report=report)
+    recall = measure_recall(snapshot, queries_BQD, exact_Bk)
+    if recall < min_recall_at_100:
+        raise ArtefactError(
+            snapshot.path,
+            f"{snapshot.manifest.factory} has recall@{RECALL_AT} {recall:.4f}, the floor is {min_recall_at_100}",
+        )
+    return CheckReport(recall_at_100=recall, num_queries=len(queries_BQD))
+
+
+def _check_sizes(snapshot: IndexSnapshot, bundle: Bundle) -> None:
+    ours, theirs = snapshot.manifest, bundle.manifest
+    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities"):
+        if getattr(ours, field) != getattr(theirs, field):
+            raise ArtefactError(
+                snapshot.path, f"{field} is {getattr(ours, field)}, its bundle has {getattr(theirs, field)}"
+            )
+
+
+def _check_values(snapshot: IndexSnapshot, *, report: Reporter) -> None:
+    num_items = snapshot.num_items
+    for start in range(0, num_items, _CHUNK_ROWS):
+        rows = np.arange(start, min(start + _CHUNK_ROWS, num_items))
+        for name, values in (
+            ("candidates", snapshot.candidates(rows)),
+            ("history", snapshot.history(rows)),
+            ("states", snapshot.states(rows)),
+        ):
+            if not np.isfinite(values).all():
+                raise ArtefactError(snapshot.path, f"{name}: NaN or infinity between rows {rows[0]} and {rows[-1]}")
+        snapshot.release()
+        report("check values", int(rows[-1]) + 1, num_items)
+    if not np.array_equal(np.sort(snapshot.popular_rows), np.arange(num_items)):
+        raise ArtefactError(snapshot.path, "popular_rows does not have every row once")
+
+
+def _check_ids(snapshot: IndexSnapshot) -> None:
+    rows = np.unique(np.linspace(0, snapshot.num_items - 1, num=min(_SAMPLED_IDS, snapshot.num_items)).astype(np.int64))
+    if not np.array_equal(snapshot.rows(snapshot.item_ids(rows)), rows):
+        raise ArtefactError(snapshot.path, "ids do not lead back to their rows")
+
+
+def sample_queries(
+    bundle: Bundle, snapshot: IndexSnapshot, histories: Sequence[Rows], *, num: int, seed: int
+) -> Vectors:
+    """Return the queries of `num` users `[B, Q, D]`: of the histories given, and of random ones where they run out."""
+    rng = np.random.default_rng(seed)
+    length = bundle.manifest.history_length
+    chosen = [rows for rows in histories if rows.size][:num]
+    while len(chosen) < num:
+        chosen.append(rng.integers(0, snapshot.num_items, size=int(rng.integers(1, length + 1))))
+    padded = [pad_vectors(snapshot.history(rows), length=length) for rows in chosen]
+    history_BLH = np.stack([history for history, _ in padded])
+    mask_BL = np.stack([mask for _, mask in padded])
+    return bundle.encode_users(history_BLH, mask_BL)
+
+
+def measure_recall(snapshot: IndexSnapshot, queries_BQD: Vectors, exact_Bk: Vectors) -> float:
+    """Return the share of the exact top 100 that the snapshot's index finds, as the mean over users.
+
+    A row found counts when its exact score reaches the 100th exact one, so equal scores do not count as misses.
+
+    Args:
+        snapshot: What is measured.
+        queries_BQD: The users.
+        exact_Bk: Their largest scores as `exact_scores` gives them.
+    """
+    k = exact_Bk.shape[1]
+    hits: int = 0
+    for queries_QD, (*_, limit) in zip(queries_BQD, exact_Bk.tolist(), strict=True):
+        _, (rows,) = snapshot.search_index_alone(queries_QD[np.newaxis], k=k)
+        found = snapshot.score(queries_QD, rows[rows >= 0])
+        hits += int(np.count_nonzero(found >= limit - 1e-5 * max(1.0, abs(limit))))
+    return float(hits / (k * len(queries_BQD)))
+
+
+def widened(
+    snapshot: IndexSnapshot,
+    queries_BQD: Vectors,
+    exact_Bk: Vectors,
+    *,
+    min_recall_at_100: float,
+    report: Reporter = silent,
+) -> SearchSettings:
+    """Return the search settings with which an approximate index reaches a recall, or comes as near as it can.
+
+    Starts from the snapshot's own settings and doubles either what is looked into (`nprobe`, `ef_search`) or what is
+    scored exactly (`refine`), whichever helps more, until it is enough or neither helps.
+    """
+    manifest = snapshot.manifest
+
+    def measure(settings: SearchSettings) -> float:
+        tried = IndexSnapshot.open(snapshot.path, manifest.model_copy(update={"search": settings}))
+        return measure_recall(tried, queries_BQD, exact_Bk)
+
+    settings, recall = manifest.search, measure_recall(snapshot, queries_BQD, exact_Bk)
+    for step in range(_MAX_DOUBLINGS):
+        if manifest.exact or recall >= min_recall_at_100:
+            break
+        report("widen search", step, _MAX_DOUBLINGS)
+        wider = {"nprobe": 2 * settings.nprobe, "ef_search": 2 * settings.ef_search}
+        deeper = {"refine": min(2 * settings.refine, _MAX_REFINE)}
+        choices = [settings.model_copy(update=update) for update in (wider, deeper)]
+        best = max(((measure(choice), -position) for position, choice in enumerate(choices)))
+        if best[0] <= recall:
+            break
+        recall, settings = best[0], choices[-best[1]]
+    return settings
+
+
+def exact_scores(snapshot: IndexSnapshot, queries_BQD: Vectors, *, report: Reporter = silent) -> Vectors:
+    """Return the 100 largest scores of each user, descending `[B, k]`, by the NumPy twin, in bounded memory.
+
+    A catalogue of fewer items gives as many as there are.
+    """
+    k = min(RECALL_AT, snapshot.num_items)
+    best_Bk = np.empty((len(queries_BQD), 0), dtype=np.float32)
+    for start in range(0, snapshot.num_items, _EXACT_ROWS):
+        table_ND = snapshot.candidates(np.arange(start, min(start + _EXACT_ROWS, snapshot.num_items)))
+        scores_BN = np.concatenate([best_Bk, ExactIndex(table_ND).score_all(queries_BQD)], axis=1)
+        best_Bk = -np.partition(-scores_BN, min(k, scores_BN.shape[1]) - 1, axis=1)[:, :k]
+        report("search exactly", start + len(table_ND), snapshot.num_items)
+    return -np.sort(-best_Bk, axis=1)

@@ -1,0 +1,143 @@
+"""Run a bundle's item encoder over a catalogue, in batches, into tables on disk; copy what did not change.
+
+Legend of shapes: `B` batch, `M` modalities, `S` state width.
+"""
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle import Bundle, EncodedItems
+from index.dataset import Dataset
+from index.features import ModelInputs, Rows, from_dataset
+from index.progress import Reporter, silent
+from index.snapshot import (
+    CANDIDATES_FILE,
+    CONTENT_FILE,
+    HISTORY_FILE,
+    NORMS_FILE,
+    PRESENCE_FILE,
+    Content,
+    IndexSnapshot,
+    states_file,
+)
+from index.tables import TableWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """An earlier snapshot of the same bundle, and where its rows are to be found."""
+
+    snapshot: IndexSnapshot
+    rows: Rows
+    """`[N]` by row of the new catalogue: the row that the same id has there, -1 for a new item."""
+
+
+def content_of(inputs: ModelInputs) -> Content:
+    """Return a fingerprint of each item's model inputs: equal inputs, equal vectors."""
+    together = np.concatenate([*inputs.features, inputs.presence.astype(np.float32)], axis=1)
+    digests = b"".join([hashlib.blake2b(row, digest_size=16).digest() for row in together])
+    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+
+
+def encode_catalogue(
+    bundle: Bundle,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    batch_rows: int,
+    previous: Previous | None = None,
+    report: Reporter = silent,
+) -> int:
+    """Write the tables of all items of a dataset and return how many items were encoded; the rest was copied.
+
+    Raises:
+        ValueError: A feature is not finite or has another width than the model's, or the encoder gives NaN or
+            infinity; names modality and row.
+    """
+    manifest = bundle.manifest
+    num_items = dataset.num_items
+    modalities = manifest.modalities
+    num_encoded = 0
+    with ExitStack() as stack:
+
+        def table(name: str, dtype: type, *shape: int) -> TableWriter:
+            return stack.enter_context(TableWriter(folder / name, dtype=dtype, shape=(num_items, *shape)))
+
+        candidates = table(CANDIDATES_FILE, np.float32, manifest.dim)
+        history = None if manifest.history_is_candidate else table(HISTORY_FILE, np.float32, manifest.history_dim)
+        states = [table(states_file(modality.name), np.float32, manifest.state_dim) for modality in modalities]
+        presence = table(PRESENCE_FILE, np.bool_, len(modalities))
+        norms = table(NORMS_FILE, np.float32, 1 + len(modalities))
+        content = table(CONTENT_FILE, np.uint64, 2)
+        for start in range(0, num_items, batch_rows):
+            stop = min(start + batch_rows, num_items)
+            # The dataset maps its files anew for each batch, so the pages that were read do not pile up as ours.
+            inputs = from_dataset(dataset, slice(start, stop), modalities)
+            fingerprints = content_of(inputs)
+            encoded, num_fresh = _encode(bundle, inputs, fingerprints, previous, start=start)
+            num_encoded += num_fresh
+            _refuse_not_finite(encoded, start=start)
+            candidates.append(encoded.candidates)
+            if history is not None:
+                history.append(encoded.history)
+            for column, states_table in enumerate(states):
+                states_table.append(encoded.states[:, column])
+            presence.append(inputs.presence)
+            norms.append(_norms(encoded, inputs))
+            content.append(fingerprints)
+            report("encode items", stop, num_items)
+    return num_encoded
+
+
+def _encode(
+    bundle: Bundle, inputs: ModelInputs, content: Content, previous: Previous | None, *, start: int
+) -> tuple[EncodedItems, int]:
+    if previous is None:
+        return bundle.encode_items(inputs), len(inputs)
+    old_rows = previous.rows[start : start + len(inputs)]
+    known = np.flatnonzero(old_rows >= 0)
+    snapshot = previous.snapshot
+    same = known[(snapshot.content_N2[old_rows[known]] == content[known]).all(axis=1)]
+    fresh = np.setdiff1d(np.arange(len(inputs)), same, assume_unique=True)
+    encoded = bundle.encode_items(
+        ModelInputs(tuple(values[fresh] for values in inputs.features), inputs.presence[fresh])
+    )
+    if not same.size:
+        return encoded, len(fresh)
+    rows = old_rows[same]
+
+    def merged(new: NDArray[np.float32], old: NDArray[np.float32]) -> NDArray[np.float32]:
+        both = np.empty((len(inputs), *new.shape[1:]), dtype=np.float32)
+        both[fresh], both[same] = new, old
+        return both
+
+    candidates = merged(encoded.candidates, snapshot.candidates(rows))
+    is_candidate = bundle.manifest.history_is_candidate
+    history = candidates if is_candidate else merged(encoded.history, snapshot.history(rows))
+    states = merged(encoded.states, snapshot.states(rows))
+    snapshot.release()
+    return EncodedItems(candidates, history, states), len(fresh)
+
+
+def _refuse_not_finite(encoded: EncodedItems, *, start: int) -> None:
+    for name, values in (
+        ("candidate", encoded.candidates),
+        ("history", encoded.history),
+        ("states", encoded.states),
+    ):
+        if not np.isfinite(values).all():
+            row = start + int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+            raise ValueError(f"the encoder's output {name} holds NaN or infinity at row {row}")
+
+
+def _norms(encoded: EncodedItems, inputs: ModelInputs) -> NDArray[np.float32]:
+    """Return the length of each candidate vector and of each state, 0 for an absent one `[B, 1 + M]`."""
+    norms = np.empty((len(inputs), 1 + inputs.presence.shape[1]), dtype=np.float32)
+    norms[:, 0] = np.linalg.norm(encoded.candidates, axis=1)
+    norms[:, 1:] = np.linalg.norm(encoded.states, axis=2) * inputs.presence
+    return norms

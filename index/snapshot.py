@@ -1,0 +1,288 @@
+"""IndexSnapshot: a rebuilt catalogue, opened and ready to be searched. Immutable, memory-mapped, shared by processes.
+
+Files, beside those of `ids`, `items` and `postings`: `candidates.npy` `[N, D]`, `history.npy` `[N, H]` unless it is the
+same, `states/<modality>.npy` `[N, S]`, `presence.npy` `[N, M]`, `norms.npy` `[N, 1 + M]` (of the candidate and of each
+state), `popularity.npy` `[N]`, `popular_rows.npy` `[N]`, `popular_positions.npy` `[N]`, `content.npy` `[N, 2]` (what an
+item was encoded from, for the next rebuild), `queries.npy` `[B, Q, D]` (users that the recall was measured with), and
+`index.faiss` unless the index is exact.
+
+Legend of shapes: `B` users, `Q` queries a user, `N` items, `M` modalities, `D` vector width, `H` history width, `S`
+state width, `k` results, `n` rows asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from api_schemas.manifest import SnapshotManifest
+from index.features import Mask, Rows, Vectors
+from index.ids import IdTable
+from index.items import ItemTable, Metadata
+from index.postings import AttributeValue, Postings
+from index.ranking import best_first, score_rows
+from index.scan import ScanIndex
+from index.search import FaissIndex, FlatIndex, VectorIndex, find_best
+from index.selection import Selection
+from index.tables import Table
+
+INDEX_FILE = "index.faiss"
+CANDIDATES_FILE, HISTORY_FILE = "candidates.npy", "history.npy"
+PRESENCE_FILE, NORMS_FILE = "presence.npy", "norms.npy"
+POPULARITY_FILE, POPULAR_ROWS_FILE, POPULAR_POSITIONS_FILE = (
+    "popularity.npy",
+    "popular_rows.npy",
+    "popular_positions.npy",
+)
+CONTENT_FILE = "content.npy"
+QUERIES_FILE = "queries.npy"
+
+SCAN_FROM_ITEMS = 8_192
+"""In smaller catalogues the plain exact search is as fast."""
+
+Content = NDArray[np.uint64]
+
+
+def states_file(modality: str) -> str:
+    """Return the name of a modality's file of states."""
+    return f"states/{modality}.npy"
+
+
+class IndexSnapshot:
+    """One catalogue under one bundle. Every method may be called from several threads at once."""
+
+    def __init__(self, path: Path, manifest: SnapshotManifest, *, num_threads: int) -> None:
+        """Use `open`."""
+        num_items, dim = manifest.num_items, manifest.dim
+        self.path = path
+        self.manifest = manifest
+        self.num_items = num_items
+        self.modalities = tuple(modality.name for modality in manifest.modalities)
+        num_modalities = len(self.modalities)
+
+        self._tables: list[Table] = []
+
+        def table(name: str, dtype: type, *shape: int) -> Table:
+            self._tables.append(Table(path / name, dtype=dtype, shape=(num_items, *shape)))
+            return self._tables[-1]
+
+        candidates = table(CANDIDATES_FILE, np.float32, dim)
+        history = candidates if manifest.history_is_candidate else table(HISTORY_FILE, np.float32, manifest.history_dim)
+        self._candidates_ND: Vectors = candidates.array
+        self._history_NH: Vectors = history.array
+        self._states_NS: tuple[Vectors, ...] = tuple(
+            table(states_file(name), np.float32, manifest.state_dim).array for name in self.modalities
+        )
+        self._presence_NM: Mask = table(PRESENCE_FILE, np.bool_, num_modalities).array
+        self._norms_NX: Vectors = table(NORMS_FILE, np.float32, 1 + num_modalities).array
+        self.popularity: Vectors = table(POPULARITY_FILE, np.float32).array
+        """How often each row occurs in the interactions `[N]`."""
+        self.popular_rows: Rows = table(POPULAR_ROWS_FILE, np.int64).array
+        """All rows, the most popular first."""
+        self._popular_positions_N: Rows = table(POPULAR_POSITIONS_FILE, np.int64).array
+        self.content_N2: Content = table(CONTENT_FILE, np.uint64, 2).array
+        """What each item was encoded from, as 128 bits: equal bits, equal vectors."""
+        self._ids = IdTable(path, num_items=num_items)
+        self._items = ItemTable(path, num_items=num_items)
+        self._postings = Postings(path, num_items=num_items)
+        self._exact = FlatIndex(self._candidates_ND, num_threads=num_threads)
+        self._index: VectorIndex = self._exact
+        if manifest.exact and num_items >= SCAN_FROM_ITEMS:
+            self._index = ScanIndex(self._candidates_ND, num_threads=num_threads)
+        elif not manifest.exact:
+            self._index = FaissIndex.open(
+                path / INDEX_FILE, num_items=num_items, dim=dim, settings=manifest.search, num_threads=num_threads
+            )
+
+    @classmethod
+    def open(cls, path: Path, manifest: SnapshotManifest, *, num_threads: int = 1) -> Self:
+        """Open a snapshot whose files the store has verified; takes a fraction of a second.
+
+        Args:
+            path: The snapshot's folder.
+            manifest: Its manifest, as `ArtifactStore.open_snapshot` returns it.
+            num_threads: Threads that one search may use.
+
+        Raises:
+            ArtefactError: A file is missing or holds another number of items or other widths than the manifest says.
+        """
+        return cls(path, manifest, num_threads=num_threads)
+
+    @property
+    def queries(self) -> Vectors:
+        """The users that the recall was measured with at rebuild `[B, Q, D]`.
+
+        Raises:
+            ArtefactError: The file is missing or holds vectors of another width.
+        """
+        return Table(self.path / QUERIES_FILE, dtype=np.float32, shape=(None, None, self.manifest.dim)).array
+
+    def rows(self, item_ids: Sequence[str]) -> Rows:
+        """Return the row of each id, -1 for an id that the catalogue does not have."""
+        return self._ids.rows(item_ids)
+
+    def item_ids(self, rows: Sequence[int] | Rows) -> list[str]:
+        """Return the id of each row.
+
+        Raises:
+            IndexError: A row is negative or not below the number of items; so for all methods that take rows.
+        """
+        return self._ids.item_ids(rows)
+
+    def candidates(self, rows: Sequence[int] | Rows) -> Vectors:
+        """Return candidate vectors `[n, D]`."""
+        return self._candidates_ND.take(_checked(rows), axis=0)
+
+    def history(self, rows: Sequence[int] | Rows) -> Vectors:
+        """Return history rows `[n, H]`, what the user encoder reads."""
+        return self._history_NH.take(_checked(rows), axis=0)
+
+    def states(self, rows: Sequence[int] | Rows) -> Vectors:
+        """Return modality states `[n, M, S]`."""
+        wanted = _checked(rows)
+        states_nMS = np.empty((len(wanted), len(self.modalities), self.manifest.state_dim), dtype=np.float32)
+        for column, states_NS in enumerate(self._states_NS):
+            states_nMS[:, column] = states_NS.take(wanted, axis=0)
+        return states_nMS
+
+    def presence(self, rows: Sequence[int] | Rows) -> Mask:
+        """Return which modalities each item has `[n, M]`."""
+        return self._presence_NM.take(_checked(rows), axis=0)
+
+    def metadata(self, rows: Sequence[int] | Rows) -> list[Metadata]:
+        """Return title, description, image_url, categories (where the item has them) and attributes; do not change."""
+        return self._items.metadata(rows)
+
+    def popularity_positions(self, rows: Sequence[int] | Rows) -> Rows:
+        """Return each row's position in `popular_rows`."""
+        return self._popular_positions_N.take(_checked(rows))
+
+    def selection(
+        self,
+        *,
+        categories_any: Sequence[str] = (),
+        categories_all: Sequence[str] = (),
+        categories_none: Sequence[str] = (),
+        attributes: Mapping[str, Sequence[AttributeValue]] | None = None,
+    ) -> Selection:
+        """Return the rows that pass a filter; the same filter gives the same object for a while.
+
+        Args:
+            categories_any: The item has at least one of these; empty: no restriction.
+            categories_all: The item has all of these.
+            categories_none: The item has none of these.
+            attributes: By name the values of which the item has one; 3 and 3.0 are one value, "3" and true are others.
+        """
+        return self._postings.select(
+            categories_any=categories_any,
+            categories_all=categories_all,
+            categories_none=categories_none,
+            attributes=attributes,
+        )
+
+    def search(self, queries_BQD: Vectors, *, k: int, allowed: Selection | Mask | None = None) -> tuple[Vectors, Rows]:
+        """Return the k best allowed rows of each user, best first, as scores and rows `[B, k]`.
+
+        An item's score is the largest of its inner products with the user's queries, in float32, whatever the index
+        kind. A row appears once. -1 with score -inf fills up when fewer than k rows are allowed, and only then.
+
+        Raises:
+            ValueError: The queries are not `[B, Q, D]` or not finite, k is below 1, or the mask has another length.
+        """
+        return self._find_best(queries_BQD, k=k, allowed=self._as_selection(allowed), fallback=self._exact)
+
+    def search_index_alone(self, queries_BQD: Vectors, *, k: int) -> tuple[Vectors, Rows]:
+        """Search as `search` does, but never exactly where the index finds too few, to measure what it is worth."""
+        return self._find_best(queries_BQD, k=k, allowed=None, fallback=None)
+
+    def _find_best(
+        self, queries_BQD: Vectors, *, k: int, allowed: Selection | None, fallback: VectorIndex | None
+    ) -> tuple[Vectors, Rows]:
+        if queries_BQD.ndim != 3 or queries_BQD.shape[2] != self.manifest.dim:
+            raise ValueError(f"queries: shape {queries_BQD.shape}, expected [B, Q, {self.manifest.dim}]")
+        if k < 1:
+            raise ValueError(f"k: {k} is below 1")
+        if not np.isfinite(queries_BQD).all():
+            raise ValueError("queries: NaN or infinity")
+        return find_best(
+            self._index,
+            self._candidates_ND,
+            queries_BQD,
+            k=k,
+            refine=self.manifest.search.refine,
+            allowed=allowed,
+            fallback=fallback,
+        )
+
+    def score(self, queries_QD: Vectors, rows: Sequence[int] | Rows) -> Vectors:
+        """Return one user's score of each row `[n]`: the largest inner product with one of its queries."""
+        return score_rows(self._candidates_ND, queries_QD, _checked(rows))
+
+    def similar(
+        self, row: int, *, k: int, modality: str | None = None, allowed: Selection | Mask | None = None
+    ) -> tuple[Vectors, Rows]:
+        """Return up to k rows most like `row`, without it, best first, as cosines and rows.
+
+        Args:
+            row: The item.
+            k: How many at most.
+            modality: Compare by this modality's states; None: by candidate vectors.
+            allowed: Which rows may be returned.
+
+        Returns:
+            Empty arrays when the item has no such modality; items that do not have it are never returned.
+
+        Raises:
+            ValueError: The snapshot has no such modality.
+        """
+        column = 0
+        table_NX = self._candidates_ND
+        if modality is not None:
+            if modality not in self.modalities:
+                raise ValueError(f"modality: {modality!r} is not one of {list(self.modalities)}")
+            column = 1 + self.modalities.index(modality)
+            table_NX = self._states_NS[column - 1]
+        (row,) = _checked([row]).tolist()
+        norms_N = self._norms_NX[:, column]
+        comparable_N = norms_N > 0
+        selection = self._as_selection(allowed)
+        if selection is not None:
+            comparable_N &= selection.mask_N
+        own_norm = float(norms_N[row])
+        comparable_N[row] = False
+        rows = np.flatnonzero(comparable_N)
+        if own_norm == 0 or not rows.size:
+            return np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
+        products = (
+            table_NX[rows] @ table_NX[row] if rows.size * 8 < self.num_items else (table_NX @ table_NX[row])[rows]
+        )
+        cosines = products / (norms_N[rows] * np.float32(own_norm))
+        best = best_first(cosines, rows, k=min(k, rows.size))
+        return cosines[best], rows[best]
+
+    def _as_selection(self, allowed: Selection | Mask | None) -> Selection | None:
+        if allowed is None:
+            return None
+        mask_N = allowed.mask_N if isinstance(allowed, Selection) else allowed
+        if mask_N.shape != (self.num_items,) or mask_N.dtype != np.bool_:
+            raise ValueError(f"allowed: {mask_N.dtype} {mask_N.shape}, expected bool [{self.num_items}]")
+        return allowed if isinstance(allowed, Selection) else self._postings.known(allowed)
+
+    def release(self) -> None:
+        """Let the kernel take back the pages that were read, for jobs that walk through all of it once."""
+        for table in self._tables:
+            table.release()
+
+    def close(self) -> None:
+        """Let go of all files; every later call is an error. What was handed out stays valid."""
+        vars(self).clear()
+
+
+def _checked(rows: Sequence[int] | Rows) -> Rows:
+    """Return rows as int64. NumPy would take -1, which means unknown, for the last row."""
+    wanted = np.asarray(rows, dtype=np.int64)
+    if wanted.size and int(wanted.min()) < 0:
+        raise IndexError(f"row {int(wanted.min())} is negative")
+    return wanted

@@ -1,0 +1,60 @@
+"""Whatever the history and the candidates: additive methods sum to the score, and shares are shares."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api_schemas.manifest import Modality
+from index.explain import METHODS, explain, modality_shares
+from tests.torch_bundle import TorchBundle
+from training.models import BaseConfig, FeatureSpec
+
+LENGTH, DIM = 4, 6
+METHOD = st.sampled_from(METHODS)
+
+
+def make_bundle(num_modalities: int) -> TorchBundle:
+    modalities = tuple(Modality(name=f"m{number}", dim=3) for number in range(num_modalities))
+    torch.manual_seed(num_modalities)
+    model = BaseConfig(dim=DIM, history_length=LENGTH).build(FeatureSpec(modalities))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return TorchBundle(model)
+
+
+BUNDLES = {num_modalities: make_bundle(num_modalities) for num_modalities in (1, 2, 4)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_modalities=st.sampled_from(sorted(BUNDLES)),
+    method=METHOD,
+    num_items=st.integers(0, LENGTH + 2),
+    num_candidates=st.integers(1, 3),
+    scale=st.sampled_from([0.01, 1.0, 5.0]),
+    present=st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+)
+def test_parts_and_residual_sum_to_the_score(num_modalities, method, num_items, num_candidates, scale, present, seed):
+    rng = np.random.default_rng(seed)
+    shape_L, shape_K = (num_items, num_modalities), (num_candidates, num_modalities)
+    arrays = explain(
+        BUNDLES[num_modalities],
+        method=method,
+        states_LMS=(scale * rng.normal(size=(*shape_L, DIM))).astype(np.float32),
+        presence_LM=rng.random(shape_L) < present,
+        candidate_states_KMS=(scale * rng.normal(size=(*shape_K, DIM))).astype(np.float32),
+        candidate_presence_KM=rng.random(shape_K) < present,
+    )
+    allowed_K = 1e-5 * (1 + np.abs(arrays.scores_K))
+    off_K = np.abs(arrays.contributions_KM.sum(axis=1) + arrays.residual_K - arrays.scores_K)
+    assert (off_K < allowed_K).all()
+    if method == "decomposition":
+        assert (np.abs(arrays.residual_K) < allowed_K).all()
+    assert arrays.additive == (method in {"decomposition", "shapley"})
+    shares = modality_shares(arrays.interest_KM, scores_K=arrays.scores_K)
+    assert (shares >= 0).all()
+    assert shares.sum() == pytest.approx(1)
