@@ -3,18 +3,18 @@
 Legend: `B` batch, `L` history length, `E` interactions, `X` positions that can be a target.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from api_schemas.base import OnDisk
 from training.data.interactions import Interactions
+from training.settings import Settings
 
 
-class PairsConfig(OnDisk):
+class PairsConfig(Settings):
     """How training pairs are drawn."""
 
     by: Literal["position", "user"] = Field(
@@ -23,6 +23,9 @@ class PairsConfig(OnDisk):
         "then a random cut (ComiRec).",
     )
     min_history: int = Field(1, ge=1, le=500, description="Fewest items before the target.")
+    item_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Chance that an item of a history is hidden for a step; one item always stays."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Batch:
     history_BL: NDArray[np.int64]
     """Item rows, padded at the end with row 0."""
     mask_BL: NDArray[np.bool_]
+    """What counts; with item dropout it has holes before the padding, too."""
     target_B: NDArray[np.int64]
 
 
@@ -77,18 +81,27 @@ class PairSampler:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step: the same for the same seed and step, whatever was asked before."""
         epoch, place = divmod(step, self.steps_per_epoch)
+        rng = self._generator(epoch, place)
         chosen_B = slice(place * self._batch_size, (place + 1) * self._batch_size)
         if self._config.by == "position":
             if self._order[0] != epoch:
                 self._order = (epoch, self._generator(epoch).permutation(self.pairs_per_epoch))
             pair_B = self._order[1][chosen_B]
-            return self._cut(self._users[self._user_X[pair_B]], self._cut_X[pair_B])
-        rng = self._generator(epoch, place)
-        users_B = rng.choice(self._users, len(range(self.pairs_per_epoch)[chosen_B]))
-        return self._cut(users_B, rng.integers(self._config.min_history, self._interactions.lengths[users_B]))
+            users_B, cut_B = self._users[self._user_X[pair_B]], self._cut_X[pair_B]
+        else:
+            users_B = rng.choice(self._users, len(range(self.pairs_per_epoch)[chosen_B]))
+            cut_B = rng.integers(self._config.min_history, self._interactions.lengths[users_B])
+        batch = self._cut(users_B, cut_B)
+        return self._drop_items(batch, rng) if self._config.item_dropout > 0 else batch
 
     def _generator(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *key])
+
+    def _drop_items(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        chance_BL = np.where(batch.mask_BL, rng.random(batch.mask_BL.shape), -1.0)
+        # The item with the largest draw stays, so that no history becomes empty.
+        kept_BL = (chance_BL >= self._config.item_dropout) | (chance_BL == chance_BL.max(axis=1, keepdims=True))
+        return replace(batch, mask_BL=batch.mask_BL & kept_BL)
 
     def _cut(self, users_B: NDArray[np.int64], cut_B: NDArray[np.int64]) -> Batch:
         start_B = self._interactions.start_U1[users_B]

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from api_schemas.base import OnDisk
+from training.settings import Settings
 
 _SMALLEST = 1e-4
 """Directions whose deviation is below this share of the largest are noise, and would be blown up by whitening."""
@@ -25,7 +25,7 @@ _MAX_ITEMS = 200_000
 """Enough to know a covariance of a few thousand dimensions."""
 
 
-class ConditioningConfig(OnDisk):
+class ConditioningConfig(Settings):
     """What happens to raw vectors before training."""
 
     kind: Literal["whiten", "scale"] = Field(
@@ -33,7 +33,12 @@ class ConditioningConfig(OnDisk):
         description="whiten: centred, rotated to the principal directions, each scaled to deviation 1. scale: times "
         "the square root of the width, so that a number's mean square is 1.",
     )
-    power: float = Field(1.0, ge=0, le=1, description="Of whitening: deviation s becomes s^(1-power); 1 is complete.")
+    power: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Of whitening: deviation s becomes s^(1-power). 1 is complete, and blows up small data's noise.",
+    )
     rank: int | None = Field(None, ge=1, description="Keep at most so many directions of each modality.")
 
 

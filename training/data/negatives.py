@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from api_schemas.base import OnDisk
+from training.settings import Settings
 
 
-class FullSoftmaxConfig(OnDisk):
+class FullSoftmaxConfig(Settings):
     """Every item of the catalogue is a candidate: no sampling noise. For up to some ten thousand items."""
 
     kind: Literal["full"] = "full"
 
 
-class SampledSoftmaxConfig(OnDisk):
+class SampledSoftmaxConfig(Settings):
     """Negatives shared by the batch; one that is a user's own target is left out of that user's sum."""
 
     kind: Literal["sampled"] = "sampled"

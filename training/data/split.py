@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from api_schemas.base import OnDisk
 from index.metrics import pad_targets
 from training.data.interactions import TEST, TRAIN, VALID, Interactions
+from training.settings import Settings
 
 HELD_OUT_SHARE = 0.1
 """Of users for validation, and again for test: 8:1:1 (Demure, section 4.1)."""
@@ -23,7 +23,7 @@ HISTORY_SHARE = 0.8
 Seen = Literal["mask", "keep"]
 
 
-class SplitConfig(OnDisk):
+class SplitConfig(Settings):
     """Which split, and by which seed."""
 
     kind: Literal["auto", "users", "column"] = Field(

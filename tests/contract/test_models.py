@@ -1,0 +1,124 @@
+"""What every family of the union must do: the tests enrol from `ModelConfig`."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from api_schemas.manifest import Modality
+from training.models import FeatureSpec, ModelConfig
+
+FAMILIES = get_args(get_args(ModelConfig)[0])
+DIMS = (7, 4, 3)
+B, L = 6, 5
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.model_fields["kind"].default)
+def model(request):
+    torch.manual_seed(0)
+    features = FeatureSpec(tuple(Modality(name=f"m{m}", dim=dim) for m, dim in enumerate(DIMS)))
+    built = request.param(dim=8, history_length=L).build(features)
+    with torch.no_grad():
+        for value in built.parameters():  # nothing stays at an initial zero that could hide a mistake
+            value.add_(torch.randn_like(value), alpha=0.1)
+    return built.double().eval()
+
+
+@pytest.fixture
+def raw():
+    torch.manual_seed(1)
+    return [torch.nn.functional.normalize(torch.randn(B, dim, dtype=torch.float64), dim=-1) for dim in DIMS]
+
+
+@pytest.fixture
+def presence():
+    present = torch.ones(B, len(DIMS), dtype=torch.bool)
+    present[1, 0] = present[2, 1] = present[3, :2] = False
+    present[4] = False
+    return present
+
+
+def test_shapes_are_those_the_model_says(model, raw, presence):
+    states = model.project(raw, presence)
+    assert states.shape == (B, len(DIMS), model.state_dim)
+    items = model.fuse(states, presence)
+    assert items.shape == (B, model.dim)
+    queries = model.encode_users(items[None], torch.ones(1, B, dtype=torch.bool))
+    assert queries.shape == (1, model.num_queries, model.dim)
+
+
+def test_an_absent_modality_leaks_nothing(model, raw, presence):
+    changed = [values.clone() for values in raw]
+    changed[0][1] = 100.0
+    states = model.project(changed, presence)
+    assert torch.equal(states[1, 0], torch.zeros(model.state_dim, dtype=torch.float64))
+    torch.testing.assert_close(model.encode_items(changed, presence), model.encode_items(raw, presence))
+
+
+def test_an_item_without_any_modality_is_finite(model, raw, presence):
+    assert torch.isfinite(model.encode_items(raw, presence)[4]).all()
+
+
+def test_a_batch_is_its_items_one_by_one(model, raw, presence):
+    together = model.encode_items(raw, presence)
+    alone = torch.cat([model.encode_items([x[b : b + 1] for x in raw], presence[b : b + 1]) for b in range(B)])
+    torch.testing.assert_close(together, alone)
+    model.train()
+    torch.testing.assert_close(model.encode_items(raw, presence), together)  # no statistics over the batch
+    assert not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def test_padding_changes_nothing_and_length_is_free(model, raw, presence):
+    items = model.encode_items(raw, presence)[:3]
+    for padding in (0, 1, 20):
+        filler = torch.full((1, padding, model.dim), 1e3, dtype=torch.float64)
+        mask = torch.tensor([[True] * 3 + [False] * padding])
+        found = model.encode_users(torch.cat([items[None], filler], dim=1), mask)
+        torch.testing.assert_close(found, model.encode_users(items[None], mask[:, :3]))
+
+
+def test_the_order_of_a_history_does_not_matter(model, raw, presence):
+    items, mask = model.encode_items(raw, presence)[None, :4], torch.ones(1, 4, dtype=torch.bool)
+    torch.testing.assert_close(model.encode_users(items, mask), model.encode_users(items.flip(1), mask))
+
+
+def test_an_empty_history_gives_one_learned_answer(model):
+    mask = torch.zeros(2, L, dtype=torch.bool)
+    queries = model.encode_users(torch.randn(2, L, model.dim, dtype=torch.float64), mask)
+    assert torch.equal(queries[0], queries[1])
+    assert torch.isfinite(queries).all()
+    queries.sum().backward()
+    learned = [value for value in model.parameters() if value.grad is not None and value.grad.any()]
+    assert learned
+
+
+def test_gradients_are_finite_next_to_empty_histories_and_empty_items(model, raw, presence):
+    items = model.encode_items(raw, presence)
+    mask = torch.tensor([[True] * B, [False] * B])
+    model.encode_users(items.expand(2, -1, -1), mask).square().sum().backward()
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+
+
+def test_the_parts_of_an_item_sum_to_it_and_an_absent_one_has_none(model, raw, presence):
+    states = model.project(raw, presence)
+    parts = model.modality_parts(states, presence)
+    torch.testing.assert_close(parts.sum(dim=1), model.fuse(states, presence))
+    assert not parts[~presence].any()
+
+
+def test_slopes_are_derivatives_of_the_fusion(model, raw, presence):
+    states = model.project(raw, presence).detach()
+    direction = torch.randn_like(states)
+    slopes = model.fusion_slopes(states, presence, direction)
+    step = 1e-6
+    for m in range(len(DIMS)):
+        moved = torch.zeros_like(states)
+        moved[:, m] = step * direction[:, m]
+        change = (model.fuse(states + moved, presence) - model.fuse(states - moved, presence)) / (2 * step)
+        torch.testing.assert_close(slopes[:, m], change * presence[:, m, None], atol=1e-7, rtol=1e-5)
+
+
+def test_leading_dimensions_are_free(model, raw, presence):
+    states = model.project(raw, presence)
+    folded = model.fuse(states.view(2, 3, *states.shape[1:]), presence.view(2, 3, -1))
+    torch.testing.assert_close(folded.view(B, -1), model.fuse(states, presence))

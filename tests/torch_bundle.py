@@ -1,0 +1,32 @@
+"""A bundle's calls answered by the torch model itself: what the exporter would export, without the seconds it takes."""
+
+from types import SimpleNamespace
+
+from index.bundle import EncodedItems, EncodedStates
+from training.export import graphs_of
+from training.models import ContentModel
+
+
+class TorchBundle:
+    """As much of `index.bundle.Bundle` as explanations and their measurement need."""
+
+    def __init__(self, model: ContentModel) -> None:
+        self.graphs = graphs_of(model)
+        self.manifest = SimpleNamespace(history_length=model.history_length, modalities=list(model.modalities))
+
+    def encode_items(self, inputs):
+        names = [modality.name for modality in self.manifest.modalities]
+        raw = dict(zip(names, inputs.features, strict=True))
+        out = self.graphs["item_encoder"]({**raw, "presence": inputs.presence})
+        return EncodedItems(out["candidate"], out["history"], out["states"])
+
+    def encode_states(self, states_BMS, presence_BM):
+        out = self.graphs["state_encoder"]({"states": states_BMS, "presence": presence_BM})
+        return EncodedStates(out["candidate"], out["history"])
+
+    def encode_users(self, history_BLH, mask_BL):
+        return self.graphs["user_encoder"]({"history": history_BLH, "mask": mask_BL})["queries"]
+
+    def explain(self, *, outputs, **inputs):
+        found = self.graphs["explainer"](inputs)
+        return {name: found[name] for name in outputs}

@@ -1,0 +1,80 @@
+"""Splits: who is held out, and what of them is history."""
+
+import numpy as np
+import pytest
+
+from index.metrics import NO_TARGET
+from tests.unit.training.worlds import interactions
+from training.data.split import SplitConfig, all_users, held_out, make_split, user_groups
+
+
+def users_of(num):
+    return interactions([[n % 20, (n + 1) % 20, (n + 2) % 20] for n in range(num)])
+
+
+def test_users_are_split_eight_one_one_without_overlap():
+    train, valid, test = user_groups(103, seed=0)
+    assert [len(train), len(valid), len(test)] == [83, 10, 10]
+    assert sorted([*train, *valid, *test]) == list(range(103))
+
+
+def test_the_split_is_the_same_for_the_same_seed_only():
+    assert user_groups(50, seed=1)[1].tolist() == user_groups(50, seed=1)[1].tolist()
+    assert user_groups(50, seed=1)[1].tolist() != user_groups(50, seed=2)[1].tolist()
+
+
+@pytest.mark.parametrize(("length", "history"), [(1, 0), (2, 1), (4, 3), (5, 4), (10, 8), (15, 12)])
+def test_the_first_four_fifths_are_history(length, history):
+    held = held_out(interactions([list(range(length))]), np.array([0]))
+    assert held.histories[0].tolist() == list(range(history))
+    assert held.targets_BT[0].tolist() == list(range(history, length))
+
+
+def test_targets_do_not_repeat_and_users_without_any_are_left_out():
+    data = interactions([[1, 2, 3, 4, 5, 6, 7, 8, 9, 9], [], [4, 5, 6, 7, 4]])
+    held = all_users(data)
+    assert held.users_B.tolist() == [0]  # user 2's only target was seen, so no list that masks seen items can hold it
+    assert held.targets_BT.tolist() == [[9]]
+    kept = all_users(data, seen="keep")
+    assert kept.users_B.tolist() == [0, 2]
+    assert kept.targets_BT.tolist() == [[9], [4]]
+
+
+def test_target_lists_are_filled_to_one_length():
+    held = all_users(interactions([list(range(10)), list(range(5))]))
+    assert held.targets_BT.tolist() == [[8, 9], [4, NO_TARGET]]
+
+
+def test_a_column_is_the_split_where_there_is_one():
+    data = interactions([[1, 2, 3, 4], [5, 6, 7, 8]], splits=[[0, 1, 0, 2], [0, 0, 0, 1]])
+    split = make_split(data, SplitConfig(), seed=0)
+    assert [split.train.of(u).tolist() for u in split.train_users] == [[1, 3], [5, 6, 7]]
+    assert split.valid.targets_BT.tolist() == [[2], [8]]
+    assert (split.test.users_B.tolist(), split.test.targets_BT.tolist()) == ([0], [[4]])
+    assert split.test.histories[0].tolist() == [1, 3]
+    by_user = make_split(users_of(30), SplitConfig(), seed=0)
+    assert len(by_user.test) == 3
+
+
+def test_test_users_are_not_among_those_that_train():
+    split = make_split(users_of(60), SplitConfig(kind="users"), seed=3)
+    assert not set(split.train_users) & {*split.valid.users_B, *split.test.users_B}
+
+
+def test_the_splits_own_seed_goes_before_the_runs():
+    one = make_split(users_of(60), SplitConfig(seed=5), seed=1)
+    other = make_split(users_of(60), SplitConfig(seed=5), seed=2)
+    assert one.test.users_B.tolist() == other.test.users_B.tolist()
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "message"),
+    [
+        (users_of(3), SplitConfig(), "none of 3 users is left for validation"),
+        (interactions([[1]] * 30), SplitConfig(), "no user to train on has two interactions"),
+        (users_of(30), SplitConfig(kind="column"), "no column 'split'"),
+    ],
+)
+def test_data_that_can_not_be_split_is_refused(data, config, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(data, config, seed=0)

@@ -1,0 +1,149 @@
+"""What a training run is told: TOML in, one frozen validated object out, and TOML again for the bundle.
+
+Each value has one place: its default is in its field and its meaning in the field's description. There is no
+inheritance between files; a variant is another small file, and `--set key=value` is the only override.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from index.metrics import METRICS
+from training.data.batches import PairsConfig
+from training.data.conditioning import ConditioningConfig
+from training.data.negatives import FullSoftmaxConfig, NegativesConfig
+from training.data.split import SplitConfig
+from training.models import ModelConfig
+from training.settings import Settings
+
+MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
+
+
+class ConfigError(ValueError):
+    """A configuration that can not be used; the message names the field."""
+
+
+class OptimConfig(Settings):
+    """Adam and how long it runs."""
+
+    batch_size: int = Field(1024, ge=1, le=1_000_000)
+    epochs: int = Field(20, ge=1, le=100_000, description="Passes over the training pairs, at most.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the epochs say.")
+    lr: float = Field(3e-3, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-7, ge=0, description="L2 on all parameters, through Adam as the paper has it.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Longest gradient over all parameters; unset: any.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Of the learning rate, to 0.")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises from 0.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast; parameters stay float32."
+    )
+
+
+class EvalConfig(Settings):
+    """Validation during training, and the figures that go into the bundle."""
+
+    cutoffs: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((20, 50), min_length=1)
+    monitor: MetricName = Field("recall@20", description="Metric on the validation users that selects the checkpoint.")
+    every_epochs: float = Field(1.0, gt=0, description="Epochs between validations.")
+    patience: int = Field(5, ge=1, description="Validations without a better monitor before training stops.")
+    seen: Literal["mask", "keep"] = Field("mask", description="Whether items of the history may be recommended again.")
+
+    @model_validator(mode="after")
+    def _monitor_is_measured(self) -> Self:
+        if int(self.monitor.split("@")[1]) not in self.cutoffs:
+            raise ValueError(f"monitor {self.monitor!r} is not measured: cutoffs are {list(self.cutoffs)}")
+        return self
+
+
+class ExportConfig(Settings):
+    """The bundle."""
+
+    faithfulness_users: int = Field(
+        100, ge=0, le=100_000, description="Held-out users on whom the explanations' faithfulness is measured; 0: not."
+    )
+
+
+class RunConfig(Settings):
+    """One training run."""
+
+    name: str = Field(
+        "run", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="Becomes part of the bundle's version."
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of initialisation, sampling, and the user split.")
+    model: ModelConfig
+    split: SplitConfig = SplitConfig()
+    conditioning: ConditioningConfig = ConditioningConfig()
+    pairs: PairsConfig = PairsConfig()
+    negatives: NegativesConfig = FullSoftmaxConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    export: ExportConfig = ExportConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration in a TOML file, after `key=value` overrides such as `optim.lr=1e-3`.
+
+    Raises:
+        ConfigError: The file can not be read, is not TOML, or a field is unknown or out of bounds; names the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can not be read: {error}") from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> RunConfig:
+    """Return the configuration in a TOML text; see `load_config`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: is not TOML: {error}") from error
+    for override in overrides:
+        _override(document, override)
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in e['loc']) or 'document'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _override(document: dict[str, object], override: str) -> None:
+    key, equals, value = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"--set {override}: expected key=value, such as optim.lr=1e-3")
+    table = document
+    for name in names[:-1]:
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {name} is a value, not a table")
+        table = inner
+    try:
+        table[names[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[names[-1]] = value.strip()  # a bare word is a string, as shells make quoting a nuisance
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the resolved configuration as TOML, every default written out; `parse_config` gives back the same."""
+    lines: list[str] = []
+    _write_table(config.model_dump(mode="json", exclude_none=True), (), lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _write_table(table: Mapping[str, object], path: tuple[str, ...], lines: list[str]) -> None:
+    if path:
+        lines += ["", f"[{'.'.join(path)}]"]
+    inner = {name: value for name, value in table.items() if isinstance(value, Mapping)}
+    # JSON's strings, numbers, booleans and lists of them are TOML's as well.
+    lines += [f"{name} = {json.dumps(value)}" for name, value in table.items() if name not in inner]
+    for name, value in inner.items():
+        _write_table(value, (*path, name), lines)

@@ -1,0 +1,99 @@
+"""Ranking the whole catalogue for held-out users, in pieces of bounded memory.
+
+Legend: `B` users, `N` items, `Q` queries, `D` width, `L` history length, `K` length of the ranked list.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from index.features import pad_history
+from index.metrics import METRICS, per_user
+from training.data.catalogue import Catalogue
+from training.data.split import HeldOut, Seen
+from training.models import ContentModel
+
+_SCORES_AT_ONCE = 1 << 24
+"""Scores of one piece: 64 MB."""
+
+_USERS_AT_ONCE = 1024
+
+ScoreUsers = Callable[[slice], Tensor]
+"""Scores `[B, N]` of a piece of the held-out users against the whole catalogue; may be overwritten."""
+
+
+def evaluate_model(
+    model: ContentModel,
+    catalogue: Catalogue,
+    users: HeldOut,
+    *,
+    cutoffs: Sequence[int],
+    seen: Seen = "mask",
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Return mean metrics such as `recall@20` of a torch model on held-out users; leaves the model's mode as it was."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        items_ND = torch.cat([model.encode_items(*inputs) for inputs in catalogue.chunks()])
+
+        def score(piece: slice) -> Tensor:
+            rows_BL, mask_BL = (
+                torch.from_numpy(a).to(device) for a in pad_histories(users, piece, length=model.history_length)
+            )
+            query_BQD = model.encode_users(items_ND[rows_BL], mask_BL)
+            return (query_BQD @ items_ND.T).amax(dim=1)
+
+        metrics = evaluate_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
+    model.train(was_training)
+    return metrics
+
+
+def evaluate_scores(
+    score: ScoreUsers, users: HeldOut, *, num_items: int, cutoffs: Sequence[int], seen: Seen = "mask"
+) -> dict[str, float]:
+    """Return mean metrics of anything that scores the whole catalogue for a piece of the users.
+
+    Args:
+        score: See `ScoreUsers`.
+        users: Held-out users.
+        num_items: N.
+        cutoffs: Cut-off lengths; one beyond the catalogue counts as the catalogue.
+        seen: `mask`: items of the history get minus infinity, and are never recommended. `keep`: as ComiRec does.
+    """
+    depth = min(max(cutoffs), num_items)
+    collected: dict[str, list[NDArray[np.float64]]] = {f"{name}@{k}": [] for k in cutoffs for name in METRICS}
+    for piece in pieces(len(users), num_items=num_items):
+        scores_BN = score(piece)
+        if seen == "mask":
+            mask_seen(scores_BN, users.histories[piece])
+        top = torch.topk(scores_BN, depth, dim=-1)
+        ranked_BK = torch.where(torch.isneginf(top.values), -1, top.indices).cpu().numpy()
+        ranked_BK = np.pad(ranked_BK, ((0, 0), (0, max(cutoffs) - depth)), constant_values=-1)
+        for k in cutoffs:
+            for name, values_B in per_user(ranked_BK, users.targets_BT[piece], k=k).items():
+                collected[f"{name}@{k}"].append(values_B)
+    return {name: float(np.concatenate(values).mean()) for name, values in collected.items()}
+
+
+def mask_seen(scores_BN: Tensor, histories: Sequence[NDArray[np.int64]]) -> None:
+    """Set the scores of each user's history to minus infinity, in place."""
+    user_X = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    item_X = np.concatenate(histories) if histories else np.zeros(0, np.int64)
+    scores_BN[torch.from_numpy(user_X), torch.from_numpy(item_X)] = -torch.inf
+
+
+def pad_histories(users: HeldOut, piece: slice, *, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the last `length` items of some users' histories `[B, L]`, padded at the end, and their mask."""
+    padded = [pad_history(history, length=length) for history in users.histories[piece]]
+    return np.stack([rows for rows, _ in padded]), np.stack([mask for _, mask in padded])
+
+
+def pieces(num_users: int, *, num_items: int) -> Iterator[slice]:
+    """Give the users in pieces whose scores fit into memory."""
+    size = max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // num_items))
+    for start in range(0, num_users, size):
+        yield slice(start, min(start + size, num_users))

@@ -1,0 +1,127 @@
+"""Judging a published bundle: what is measured is what is served, graphs and all.
+
+Legend: `B` users, `N` items, `L` history length, `Q` queries, `D` width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from api_schemas.manifest import ExplanationMethod, Faithfulness
+from index.bundle import Bundle
+from index.dataset import Dataset
+from index.features import from_dataset
+from training.config import RunConfig, load_config
+from training.data.interactions import Interactions, read_interactions
+from training.data.split import HeldOut, Seen, all_users, make_split
+from training.evaluate import evaluate_scores, pad_histories
+from training.faithfulness import JudgedUsers, measure_faithfulness
+from training.publish import CONFIG_FILE
+
+Which = Literal["test", "all"]
+
+_ITEMS_AT_ONCE = 4096
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a bundle was found to be worth on some users."""
+
+    num_users: int
+    metrics: dict[str, float]
+    faithfulness: dict[ExplanationMethod, Faithfulness]
+
+
+def judge_bundle(
+    bundle: Bundle, dataset: Dataset, *, which: Which, num_explained: int | None = None, on_progress: OnProgress
+) -> Judgement:
+    """Measure ranking and the faithfulness of explanations through the bundle's graphs.
+
+    Args:
+        bundle: Opened and verified.
+        dataset: `test` needs the folder that the bundle was trained on; `all` takes any folder with the model's
+            modalities.
+        which: The bundle's own test users, by the seed in its configuration; or every user of the folder, with the
+            first 80 % of the interactions as history and the last 20 % as targets.
+        num_explained: Users for the faithfulness; None: as many as the bundle's configuration says.
+        on_progress: Hears how it goes.
+
+    Raises:
+        ValueError: The folder is another one than the bundle's (for `test`), has none of its modalities, or has no
+            user to judge on.
+    """
+    config = load_config(bundle.path / CONFIG_FILE)
+    interactions = read_interactions(dataset)
+    users = _users(bundle, dataset, interactions, config, which)
+    if len(users) == 0:
+        raise ValueError(f"{dataset.path}: no user has both a history to read and a target to find")
+    metrics = evaluate_bundle(
+        bundle, dataset, users, cutoffs=config.eval.cutoffs, seen=config.eval.seen, on_progress=on_progress
+    )
+    faithfulness = measure_faithfulness(
+        bundle,
+        dataset,
+        judged_users(dataset, interactions, users, config, most=num_explained),
+        seed=config.seed,
+        on_user=lambda done, total: on_progress("explanations", done, total),
+    )
+    return Judgement(len(users), metrics, faithfulness)
+
+
+def judged_users(
+    dataset: Dataset, interactions: Interactions, users: HeldOut, config: RunConfig, *, most: int | None = None
+) -> JudgedUsers:
+    """Return the users on whom explanations are measured: the same ones for the same configuration."""
+    return JudgedUsers.of(
+        dataset,
+        user_ids=[interactions.user_ids[user] for user in users.users_B],
+        histories=users.histories,
+        most=config.export.faithfulness_users if most is None else most,
+        seed=config.seed,
+    )
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    dataset: Dataset,
+    users: HeldOut,
+    *,
+    cutoffs: Sequence[int],
+    seen: Seen = "mask",
+    on_progress: OnProgress,
+) -> dict[str, float]:
+    """Return mean metrics such as `recall@20` of a bundle on held-out users."""
+    candidate_parts, history_parts = [], []
+    for start in range(0, dataset.num_items, _ITEMS_AT_ONCE):
+        stop = min(start + _ITEMS_AT_ONCE, dataset.num_items)
+        encoded = bundle.encode_items(from_dataset(dataset, slice(start, stop), bundle.manifest.modalities))
+        candidate_parts.append(encoded.candidates)
+        history_parts.append(encoded.history)
+        on_progress("items", stop, dataset.num_items)
+    candidate_ND = torch.from_numpy(np.concatenate(candidate_parts))
+    history_NH = np.concatenate(history_parts)
+
+    def score(piece: slice) -> Tensor:
+        rows_BL, mask_BL = pad_histories(users, piece, length=bundle.manifest.history_length)
+        query_BQD = torch.from_numpy(bundle.encode_users(history_NH[rows_BL], mask_BL))
+        on_progress("users", piece.stop, len(users))
+        return (query_BQD @ candidate_ND.T).amax(dim=1)
+
+    return evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
+
+
+def _users(bundle: Bundle, dataset: Dataset, interactions: Interactions, config: RunConfig, which: Which) -> HeldOut:
+    if which == "all":
+        return all_users(interactions, seen=config.eval.seen)
+    if dataset.fingerprint() != bundle.manifest.data_fingerprint:
+        raise ValueError(
+            f"{dataset.path}: is not the folder that the bundle was trained on ({bundle.manifest.dataset_name}), so "
+            "its test users are unknown here; --split all judges it on every user of this folder"
+        )
+    return make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen).test

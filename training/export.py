@@ -1,0 +1,277 @@
+"""From a trained content model to the ONNX graphs of a bundle, with the numbers that prove them.
+
+What the graphs compute is in `training.export_graphs`; how a bundle is put together is in `training.publish`.
+
+Legend: `B` batch, `L` history length, `M` modalities, `D_m` raw width, `S` state width, `D` vector width, `Q` queries,
+`K` candidates.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from api_schemas.manifest import GraphName, GraphSpec, TensorSpec
+from training.export_graphs import Explainer, ItemEncoder, StateEncoder, UserEncoder
+from training.models import ContentModel
+
+ITEM_OUTPUTS = ("candidate", "history", "states")
+STATE_OUTPUTS = ("candidate", "history")
+USER_OUTPUTS = ("queries",)
+EXPLAINER_OUTPUTS = (
+    "scores",
+    "item_interest",
+    "modality_interest",
+    "item_grad_x_input",
+    "modality_grad_x_input",
+    "contributions",
+    "queries",
+)
+
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph to export: the torch module, its signature, and an example to trace it with."""
+
+    name: GraphName
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    free: dict[str, str]
+    """Input name to the name of its first, free dimension."""
+    is_differentiated: bool = False
+
+    @property
+    def file(self) -> str:
+        """Name of the graph's file in a bundle."""
+        return f"{self.name}.onnx"
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the module's outputs by name, computed by torch: what the exported file must give."""
+        tensors = [torch.tensor(inputs[name]) for name in self.inputs]  # a copy: the arrays may be read-only
+        with torch.no_grad():
+            values = self.module(*tensors)
+        values = values if isinstance(values, tuple) else (values,)
+        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
+
+
+def graphs_of(model: ContentModel) -> dict[GraphName, Graph]:
+    """Return the four graphs of a model: a copy in eval mode, float32, on the CPU; the model itself is left alone."""
+    frozen = copy.deepcopy(model).cpu().float().eval().requires_grad_(requires_grad=False)
+    batch, candidates = _example_sizes(frozen)
+    length, num_modalities = model.history_length, len(model.modalities)
+    shape_BLM = (batch, length, num_modalities)
+    raw = {modality.name: torch.zeros(batch, modality.dim) for modality in model.modalities}
+    presence_BM = torch.ones(batch, num_modalities, dtype=torch.bool)
+    states_BMS = torch.zeros(batch, num_modalities, model.state_dim)
+    by_batch = "batch"
+    graphs = [
+        Graph(
+            name="item_encoder",
+            module=ItemEncoder(frozen),
+            inputs={**raw, "presence": presence_BM},
+            outputs=ITEM_OUTPUTS,
+            free=dict.fromkeys([*raw, "presence"], by_batch),
+        ),
+        Graph(
+            name="state_encoder",
+            module=StateEncoder(frozen),
+            inputs={"states": states_BMS, "presence": presence_BM},
+            outputs=STATE_OUTPUTS,
+            free={"states": by_batch, "presence": by_batch},
+        ),
+        Graph(
+            name="user_encoder",
+            module=UserEncoder(frozen),
+            inputs={
+                "history": torch.zeros(batch, length, model.dim),
+                "mask": torch.ones(batch, length, dtype=torch.bool),
+            },
+            outputs=USER_OUTPUTS,
+            free={"history": by_batch, "mask": by_batch},
+        ),
+        Graph(
+            name="explainer",
+            module=Explainer(frozen),
+            inputs={
+                "states": torch.zeros(*shape_BLM, model.state_dim),
+                "presence": torch.ones(shape_BLM, dtype=torch.bool),
+                "mask": torch.ones(shape_BLM[:2], dtype=torch.bool),
+                "candidate_states": torch.zeros(candidates, num_modalities, model.state_dim),
+                "candidate_presence": torch.ones(candidates, num_modalities, dtype=torch.bool),
+            },
+            outputs=EXPLAINER_OUTPUTS,
+            free={
+                **dict.fromkeys(("states", "presence", "mask"), by_batch),
+                **dict.fromkeys(("candidate_states", "candidate_presence"), "candidates"),
+            },
+            is_differentiated=True,
+        ),
+    ]
+    return {graph.name: graph for graph in graphs}
+
+
+def _example_sizes(model: ContentModel) -> tuple[int, int]:
+    """Return sizes of the two free dimensions to trace with.
+
+    The tracer takes dimensions of equal size for the same dimension, and 1 for a constant. So these two differ from
+    each other and from every fixed size, and being prime they are no product of any.
+    """
+    fixed = {model.history_length, len(model.modalities), model.state_dim, model.dim, model.num_queries}
+    fixed |= {modality.dim for modality in model.modalities}
+    fixed |= {size for value in model.state_dict().values() for size in value.shape}
+    batch, candidates, *_ = (prime for prime in _PRIMES if prime not in fixed)
+    return batch, candidates
+
+
+def export_graphs(
+    model: ContentModel, folder: Path, *, on_graph: Callable[[int, int], None] | None = None
+) -> dict[GraphName, GraphSpec]:
+    """Write the four ONNX files of a model into a folder and return their signatures.
+
+    Args:
+        model: Trained; on any device, in any mode. It is not changed.
+        folder: Exists; files of the same name are replaced.
+        on_graph: Hears how many graphs are done, and of how many (the last one takes most of the time).
+
+    Raises:
+        ValueError: A parameter is not finite: no export could be checked.
+        OSError: A file can not be written.
+    """
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"the model's parameter {name} holds NaN or infinity")
+    specs: dict[GraphName, GraphSpec] = {}
+    graphs = graphs_of(model)
+    for done, (name, graph) in enumerate(graphs.items()):
+        if on_graph is not None:
+            on_graph(done, len(graphs))
+        proto = to_onnx(graph)
+        (folder / graph.file).write_bytes(proto.SerializeToString(deterministic=True))
+        specs[name] = GraphSpec(
+            file=graph.file,
+            inputs=[_tensor_spec(value) for value in proto.graph.input],
+            outputs=[_tensor_spec(value) for value in proto.graph.output],
+        )
+    if on_graph is not None:
+        on_graph(len(graphs), len(graphs))
+    return specs
+
+
+def to_onnx(graph: Graph) -> onnx.ModelProto:
+    """Return a graph as ONNX with its free dimensions named, and without traces of this machine."""
+    free = {name: torch.export.Dim(name, min=1, max=2**20) for name in dict.fromkeys(graph.free.values())}
+    dynamic = tuple({0: free[graph.free[name]]} for name in graph.inputs)
+    example = tuple(graph.inputs.values())
+    with _quiet_exporter(), torch.no_grad():
+        module = _differentiated(graph.module, example) if graph.is_differentiated else _Positional(graph.module)
+        program = torch.export.export(module, example, dynamic_shapes=(dynamic,))
+        exported = torch.onnx.export(
+            program,
+            (),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+    assert exported is not None, "torch.onnx.export gives a program when dynamo is on"
+    proto = exported.model_proto
+    _strip(proto)
+    _name_free_dimensions(proto, graph)
+    onnx.checker.check_model(proto)
+    return proto
+
+
+class _Positional(nn.Module):
+    """Gives every graph one signature, `*inputs`, so that free dimensions are said in one form."""
+
+    def __init__(self, module: Callable[..., Any], constants: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.module = module
+        for i, value in enumerate(constants):
+            self.register_buffer(f"constant_{i}", value)
+
+    def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401  # one tensor or several
+        """Run the module on its constants, then its inputs."""
+        return self.module(*self.buffers(recurse=False), *inputs)
+
+
+def _differentiated(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """Return a module whose gradients are written out as plain operations, which is what `torch.export` can take.
+
+    `make_fx` runs the module on fake tensors of free sizes and records forward and backward alike. The parameters go
+    in as inputs, or they would be recorded as constants of the trace; they come back as buffers.
+    """
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+
+    def run(values: list[Tensor], *inputs: Tensor) -> Any:  # noqa: ANN401  # as the module
+        return functional_call(module, dict(zip(parameters, values, strict=True)), inputs)
+
+    traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(list(parameters.values()), *example)
+
+    def replay(*values: Tensor) -> Any:  # noqa: ANN401  # as the module
+        return traced(list(values[: len(parameters)]), *values[len(parameters) :])
+
+    return _Positional(replay, list(parameters.values()))
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says of itself (no torchvision, its own deprecated calls); errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about sources: paths of this machine, and most of the file."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    del proto.graph.value_info[:]
+    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for function in proto.functions:
+        del function.metadata_props[:]
+        function.doc_string = ""
+
+
+def _name_free_dimensions(proto: onnx.ModelProto, graph: Graph) -> None:
+    """Call the free dimensions what the manifest calls them; the exporter numbers them."""
+    names = {}
+    for value in proto.graph.input:
+        names[value.type.tensor_type.shape.dim[0].dim_param] = graph.free[value.name]
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names[dim.dim_param]
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    return TensorSpec(
+        name=value.name,
+        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        shape=[dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+    )

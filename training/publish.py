@@ -1,0 +1,138 @@
+"""From a trained model to a published bundle: graphs, proof, figures, faithfulness, all or nothing."""
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from api_schemas.manifest import BundleManifest
+from index.artefacts import MANIFEST, write_durably
+from index.bundle import Bundle
+from index.dataset import Dataset
+from index.explain import METHODS
+from index.store import UNPUBLISHED, ArtifactStore
+from training.config import RunConfig, to_toml
+from training.export import export_graphs, graphs_of
+from training.faithfulness import JudgedUsers, measure_faithfulness
+from training.golden import TOLERANCE, check_parity, make_golden
+from training.models import ContentModel
+
+GOLDEN_FILE = "golden.npz"
+CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.json"
+
+OnProgress = Callable[[str, int, int], None]
+"""Hears what is being done, how many units are done, and of how many."""
+
+
+def publish_bundle(
+    store: ArtifactStore,
+    *,
+    model: ContentModel,
+    config: RunConfig,
+    dataset: Dataset,
+    metrics: Mapping[str, Mapping[str, float]],
+    judged: JudgedUsers,
+    on_progress: OnProgress | None = None,
+) -> str:
+    """Export a model, prove the graphs, measure its explanations, and publish the bundle.
+
+    Nothing is in the store unless all of it went well. No GPU is needed, wherever the model was trained.
+
+    Args:
+        store: Where to.
+        model: Trained; it is not changed.
+        config: Of the run, resolved.
+        dataset: What it was trained on.
+        metrics: By part of the users (`test`, `valid`), the figures by name. The manifest takes those of `test`, or
+            of `valid` when there is no test.
+        judged: Held-out users for the faithfulness of explanations; may be none.
+        on_progress: Hears how it goes.
+
+    Returns:
+        The bundle's version.
+
+    Raises:
+        ValueError: A parameter of the model is not finite.
+        ParityError: An exported graph does not compute what the model computes.
+        OSError: The disk is full or fails.
+    """
+    report = on_progress or _silent
+    graphs = graphs_of(model)
+    with store.stage("bundle", name=config.name) as stage:
+        specs = export_graphs(model, stage.path, on_graph=lambda done, total: report("export", done, total))
+        golden = make_golden(model, graphs)
+        check_parity(stage.path, graphs, golden)
+        np.savez(stage.path / GOLDEN_FILE, allow_pickle=False, **golden)
+        (stage.path / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
+        (stage.path / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        manifest = BundleManifest(
+            version=UNPUBLISHED,
+            created_at=datetime.now(UTC),
+            family=config.model.kind,
+            modalities=list(model.modalities),
+            dim=model.dim,
+            history_dim=model.dim,
+            state_dim=model.state_dim,
+            history_length=model.history_length,
+            num_queries=model.num_queries,
+            history_is_candidate=True,
+            graphs=specs,
+            golden=GOLDEN_FILE,
+            golden_atol=TOLERANCE,
+            explanation_methods=list(METHODS),
+            metrics=dict(metrics.get("test") or metrics.get("valid") or {}),
+            dataset_name=dataset.manifest.name,
+            data_fingerprint=dataset.fingerprint(),
+            code_revision=code_revision(),
+            files=[],
+        )
+        # The bundle is measured as it will be served: from its files, through the code that serves it.
+        write_durably(stage.path / MANIFEST, manifest.model_dump_json().encode())
+        bundle = Bundle.open(stage.path)
+        bundle.check_golden()
+        faithfulness = measure_faithfulness(
+            bundle,
+            dataset,
+            judged,
+            seed=config.seed,
+            on_user=lambda done, total: report("explanations", done, total),
+        )
+        return stage.publish(manifest.model_copy(update={"faithfulness": faithfulness}))
+
+
+def code_revision() -> str:
+    """Return the git commit of this code, with `-dirty` for uncommitted changes; the package's version outside git."""
+    try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # or else we lie, installed, in a stranger's checkout
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return _package_version()
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).resolve().parent
+    found = subprocess.run(  # noqa: S603  # fixed arguments
+        ["git", *arguments],  # noqa: S607  # git from PATH
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return found.stdout.strip()
+
+
+def _package_version() -> str:
+    try:
+        return f"prismrec {version('prismrec')}"
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    pass
