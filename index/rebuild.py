@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from api_schemas.manifest import BundleManifest, SnapshotManifest
+from api_schemas.manifest import BundleManifest, SearchSettings, SnapshotManifest
 from index.artefacts import MANIFEST, sha256_of
 from index.build import build_index, resolve_factory
 from index.bundle import Bundle
@@ -89,26 +89,8 @@ def rebuild(
         factory = _build(
             stage.path, bundle_manifest, dataset.num_items, settings=settings, num_threads=num_threads, report=report
         )
-        manifest = SnapshotManifest(
-            version=UNPUBLISHED,
-            created_at=datetime.now(UTC),
-            bundle_version=bundle_version,
-            bundle_sha256=bundle_sha256,
-            dataset_name=dataset.manifest.name,
-            data_fingerprint=dataset.fingerprint(),
-            num_items=dataset.num_items,
-            dim=bundle_manifest.dim,
-            history_dim=bundle_manifest.history_dim,
-            state_dim=bundle_manifest.state_dim,
-            history_is_candidate=bundle_manifest.history_is_candidate,
-            modalities=bundle_manifest.modalities,
-            factory=factory,
-            exact=factory == EXACT_FACTORY,
-            search=settings.search,
-            recall_at_100=0,
-            num_encoded=num_encoded,
-            files=[],
-        )
+        manifest = _manifest(dataset, bundle_manifest, bundle_sha256, search=settings.search, factory=factory)
+        manifest = manifest.model_copy(update={"num_encoded": num_encoded})
         snapshot = IndexSnapshot.open(stage.path, manifest, num_threads=num_threads)
         queries = sample_queries(bundle, snapshot, histories, num=settings.recall_queries, seed=settings.seed)
         with TableWriter(stage.path / QUERIES_FILE, dtype=np.float32, shape=queries.shape) as table:
@@ -116,8 +98,9 @@ def rebuild(
         exact = exact_scores(snapshot, queries, report=report)
         floor = settings.min_recall_at_100
         search = widened(snapshot, queries, exact, min_recall_at_100=floor, report=report)
-        manifest = manifest.model_copy(update={"search": search})
-        snapshot = IndexSnapshot.open(stage.path, manifest, num_threads=num_threads)
+        if search != manifest.search:
+            manifest = manifest.model_copy(update={"search": search})
+            snapshot = IndexSnapshot.open(stage.path, manifest, num_threads=num_threads)
         found = check_snapshot(snapshot, bundle, queries, min_recall_at_100=floor, exact_Bk=exact, report=report)
         snapshot.close()
         version = stage.publish(manifest.model_copy(update={"recall_at_100": found.recall_at_100}))
@@ -130,6 +113,32 @@ def rebuild(
             factory=factory,
             recall_at_100=found.recall_at_100,
         )
+
+
+def _manifest(
+    dataset: Dataset, bundle: BundleManifest, bundle_sha256: str, *, search: SearchSettings, factory: str
+) -> SnapshotManifest:
+    """Return what is known before the check; the check adds the recall, publishing the version, time and files."""
+    return SnapshotManifest(
+        version=UNPUBLISHED,
+        created_at=datetime.now(UTC),
+        bundle_version=bundle.version,
+        bundle_sha256=bundle_sha256,
+        dataset_name=dataset.manifest.name,
+        data_fingerprint=dataset.fingerprint(),
+        num_items=dataset.num_items,
+        dim=bundle.dim,
+        history_dim=bundle.history_dim,
+        state_dim=bundle.state_dim,
+        history_is_candidate=bundle.history_is_candidate,
+        modalities=bundle.modalities,
+        factory=factory,
+        exact=factory == EXACT_FACTORY,
+        search=search,
+        recall_at_100=0,
+        num_encoded=0,
+        files=[],
+    )
 
 
 def _build(

@@ -30,7 +30,7 @@ _ZERO_POINT = 64
 _QUERY_LEVELS, _CODE_LEVELS = 63, 127
 _LOWEST = int(np.iinfo(np.int32).min)
 
-_CHUNK_ROWS = 65_536
+_CHUNK_ROWS = 8_192
 _MAX_PRODUCTS = 4_000_000
 """Integer scores kept at once: 16 MB."""
 

@@ -189,7 +189,7 @@ class FakeServable:
             additive=True,
         )
 
-    def modality_shares(self, interest_KM):
+    def modality_shares(self, interest_KM, *, scores_K):
         positive_M = np.maximum(interest_KM.mean(axis=0), 0) + 1e-9
         return (positive_M / positive_M.sum()).tolist()
 

@@ -83,7 +83,8 @@ def mask_seen(scores_BN: Tensor, histories: Sequence[NDArray[np.int64]]) -> None
     """Set the scores of each user's history to minus infinity, in place."""
     user_X = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     item_X = np.concatenate(histories) if histories else np.zeros(0, np.int64)
-    scores_BN[torch.from_numpy(user_X), torch.from_numpy(item_X)] = -torch.inf
+    device = scores_BN.device
+    scores_BN[torch.from_numpy(user_X).to(device), torch.from_numpy(item_X).to(device)] = -torch.inf
 
 
 def pad_histories(users: HeldOut, piece: slice, *, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -9,7 +9,7 @@ Legend: `B` batch, `L` history length, `M` modalities, `D_m` raw width, `S` stat
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vjp, vmap
+from torch.func import vjp, vmap
 
 from training.models import ContentModel
 
@@ -92,17 +92,20 @@ class Explainer(nn.Module):
         real_BL = presence_BLM.any(dim=-1)
         candidate_states_KMS = _kept(candidate_states_KMS, candidate_presence_KM[..., None])
         items_BLD = _items(self.model, states_BLMS, presence_BLM)
-        queries_BQD = self.model.encode_users(items_BLD, real_BL)
         candidate_KD = _items(self.model, candidate_states_KMS, candidate_presence_KM)
+        queries_BQD, pull_back = vjp(lambda items: self.model.encode_users(items, real_BL), items_BLD)[:2]
         scores_BQK = queries_BQD @ candidate_KD.T
-
-        gradient_BKLD = _kept(self._item_gradient(items_BLD, real_BL, candidate_KD), real_BL[:, None, :, None])
+        # One forward pass, and a backward pass for each candidate: d psi / d u_q is v for the best query, else zero.
+        is_best_BQK = (scores_BQK == scores_BQK.amax(dim=1, keepdim=True)).to(scores_BQK.dtype)
+        is_best_BQK = is_best_BQK / is_best_BQK.sum(dim=1, keepdim=True)
+        cotangent_KBQD = torch.einsum("bqk,kd->kbqd", is_best_BQK, candidate_KD)
+        gradient_KBLD = vmap(lambda cotangent: pull_back(cotangent)[0])(cotangent_KBQD)
+        gradient_BKLD = _kept(gradient_KBLD.transpose(0, 1), real_BL[:, None, :, None])
         directions_JBLD = self._directions(items_BLD, states_BLMS, presence_BLM)
         derivatives_BKLJ = torch.einsum("bkld,jbld->bklj", gradient_BKLD, directions_JBLD)
         derivatives_BKLJ = _kept(derivatives_BKLJ, torch.cat([presence_BLM, presence_BLM], dim=-1)[:, None])
         num_modalities = states_BLMS.shape[2]
 
-        best_BKD = _best_query(queries_BQD, scores_BQK)
         parts_KMD = _parts(self.model, candidate_states_KMS, candidate_presence_KM)
         return (
             scores_BQK.amax(dim=1),
@@ -110,24 +113,9 @@ class Explainer(nn.Module):
             derivatives_BKLJ[..., :num_modalities],
             (gradient_BKLD * items_BLD[:, None]).sum(dim=-1),
             derivatives_BKLJ[..., num_modalities:],
-            torch.einsum("bkd,kmd->bkm", best_BKD, parts_KMD),
+            torch.einsum("bqk,bqd,kmd->bkm", is_best_BQK, queries_BQD, parts_KMD),
             queries_BQD,
         )
-
-    def _item_gradient(self, items_BLD: Tensor, real_BL: Tensor, candidate_KD: Tensor) -> Tensor:
-        """Return d psi / d item vector `[B, K, L, D]`; rows do not interact, so the sum's gradient is each one's."""
-        num_users, length, dim = items_BLD.shape
-        num_candidates = candidate_KD.shape[0]
-        items_RLD = items_BLD[:, None].expand(-1, num_candidates, -1, -1).reshape(-1, length, dim)
-        real_RL = real_BL[:, None].expand(-1, num_candidates, -1).reshape(-1, length)
-        candidate_RD = candidate_KD.expand(num_users, -1, -1).reshape(-1, dim)
-
-        def psi(items: Tensor) -> Tensor:
-            queries_RQD = self.model.encode_users(items, real_RL)
-            return (queries_RQD * candidate_RD[:, None]).sum(dim=-1).amax(dim=-1).sum()
-
-        gradient_RLD: Tensor = grad(psi)(items_RLD)
-        return gradient_RLD.reshape(num_users, num_candidates, length, dim)
 
     def _directions(self, items_BLD: Tensor, states_BLMS: Tensor, presence_BLM: Tensor) -> Tensor:
         """Return how item vectors move `[J, B, L, D]` along the mean of each state, then along each state itself.
@@ -160,11 +148,3 @@ def _items(model: ContentModel, states_MS: Tensor, presence_M: Tensor) -> Tensor
 
 def _parts(model: ContentModel, states_MS: Tensor, presence_M: Tensor) -> Tensor:
     return _kept(model.modality_parts(states_MS, presence_M), presence_M[..., None])
-
-
-def _best_query(queries_BQD: Tensor, scores_BQK: Tensor) -> Tensor:
-    """Return for each candidate the query `[B, K, D]` that scores it highest."""
-    if queries_BQD.shape[1] == 1:
-        return queries_BQD.expand(-1, scores_BQK.shape[2], -1)
-    best_BK = scores_BQK.argmax(dim=1)
-    return torch.gather(queries_BQD, 1, best_BK[..., None].expand(-1, -1, queries_BQD.shape[2]))

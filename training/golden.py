@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from api_schemas.manifest import GraphName
+from index.features import ModelInputs
 from training.export import Graph
 from training.models import ContentModel
 
@@ -41,20 +42,29 @@ class ParityError(RuntimeError):
     """An exported graph does not compute what the model computes."""
 
 
-def golden_inputs(model: ContentModel, graphs: Mapping[GraphName, Graph]) -> dict[GraphName, dict[str, Array]]:
+def golden_inputs(
+    model: ContentModel, graphs: Mapping[GraphName, Graph], items: ModelInputs
+) -> dict[GraphName, dict[str, Array]]:
     """Return inputs for each graph: items complete, without each modality in turn, without any; 0, 1 and L past items.
 
-    Raw vectors have length 1, as `index.features` makes them; states and history rows are the model's own. What lies
-    in absent modalities and in padding is not zero on purpose: it must change nothing.
+    Raw vectors are those of real items: noise lies where no item does, and a model that was trained on conditioned
+    vectors answers it with numbers so large that the rounding of their differences hides what is looked for. States
+    and history rows are the model's own. What lies in absent modalities and in padding is not zero on purpose: it
+    must change nothing.
+
+    Args:
+        model: The model whose graphs these are.
+        graphs: All of its graphs.
+        items: At least one item of the catalogue; they are repeated as often as needed.
     """
     rng = np.random.default_rng(_SEED)
     num_modalities, length = len(model.modalities), model.history_length
     presence_BM = np.concatenate([np.ones((2, num_modalities), bool), ~np.eye(num_modalities, dtype=bool)])
     presence_BM = np.concatenate([presence_BM, np.zeros((1, num_modalities), bool)])
-    items = {**_raw(rng, model, len(presence_BM)), "presence": presence_BM}
+    encoded = {**_raw(model, items, len(presence_BM)), "presence": presence_BM}
 
     pool_size = max(length, len(presence_BM))
-    raw_pool = _raw(rng, model, pool_size)
+    raw_pool = _raw(model, items, pool_size)
     everything = np.ones((pool_size, num_modalities), dtype=np.bool_)
     pool = graphs["item_encoder"]({**raw_pool, "presence": everything})
     states_BMS = pool["states"][: len(presence_BM)]
@@ -69,7 +79,7 @@ def golden_inputs(model: ContentModel, graphs: Mapping[GraphName, Graph]) -> dic
         presence_BLM[-1, column % length, column] = False
     presence_BLM[-1, 0] = False
     return {
-        "item_encoder": items,
+        "item_encoder": encoded,
         "state_encoder": {"states": states_BMS, "presence": presence_BM},
         "user_encoder": {"history": history_BLD, "mask": mask_BL},
         "explainer": {
@@ -82,10 +92,13 @@ def golden_inputs(model: ContentModel, graphs: Mapping[GraphName, Graph]) -> dic
     }
 
 
-def make_golden(model: ContentModel, graphs: Mapping[GraphName, Graph]) -> Golden:
-    """Return inputs and the model's outputs for all graphs, by `<graph>/in/<tensor>` and `<graph>/out/<tensor>`."""
+def make_golden(model: ContentModel, graphs: Mapping[GraphName, Graph], items: ModelInputs) -> Golden:
+    """Return inputs and the model's outputs for all graphs, by `<graph>/in/<tensor>` and `<graph>/out/<tensor>`.
+
+    `items` are some of the catalogue; see `golden_inputs`.
+    """
     golden: Golden = {}
-    for name, inputs in golden_inputs(model, graphs).items():
+    for name, inputs in golden_inputs(model, graphs, items).items():
         golden |= {f"{name}/in/{tensor}": np.ascontiguousarray(value) for tensor, value in inputs.items()}
         golden |= {f"{name}/out/{tensor}": value for tensor, value in graphs[name](inputs).items()}
     return golden
@@ -111,9 +124,8 @@ def check_parity(folder: Path, graphs: Mapping[GraphName, Graph], golden: Golden
                 )
 
 
-def _raw(rng: np.random.Generator, model: ContentModel, num_items: int) -> dict[str, Array]:
-    raw = {}
-    for modality in model.modalities:
-        values_BD = rng.normal(size=(num_items, modality.dim)).astype(np.float32)
-        raw[modality.name] = values_BD / np.linalg.norm(values_BD, axis=1, keepdims=True)
-    return raw
+def _raw(model: ContentModel, items: ModelInputs, num_items: int) -> dict[str, Array]:
+    rows_B = np.arange(num_items) % len(items.presence)
+    return {
+        modality.name: vectors_BD[rows_B] for modality, vectors_BD in zip(model.modalities, items.features, strict=True)
+    }

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.augment import AugmentConfig, Polarity
 from training.data.batches import Batch
 from training.data.catalogue import Catalogue
-from training.data.interactions import Interactions, gather_rows
+from training.data.interactions import Interactions
 from training.data.negatives import NegativeSampler, NegativesConfig, SampledSoftmaxConfig
 from training.losses import contrastive, full_softmax, sampled_softmax, view_similarity
 from training.models import ContentModel
@@ -93,11 +93,11 @@ class Objective:
             losses = {"softmax": softmax_B.mean()}
         else:
             target_V = target_B[:num_viewed]
-            own_VP = torch.from_numpy(self._own_items(batch.users_B[:num_viewed], pool_P.cpu().numpy()))
+            own_VP = self._interactions.holds(batch.users_B[:num_viewed], pool_P.cpu().numpy())
             positive_JVD, negative_JVD = self._views(
                 items,
                 histories[0],
-                Pool(places(pool_P), own_VP.to(self._device)),
+                Pool(places(pool_P), torch.from_numpy(own_VP).to(self._device)),
                 query_BD=query_BD[:num_viewed],
                 target_BD=items.vectors_UD[places(target_V)],
                 augment=augment,
@@ -207,15 +207,6 @@ class Objective:
 
     def _draw_pool(self, size: int, generator: torch.Generator) -> Tensor:
         return torch.randperm(self._catalogue.num_items, generator=generator, device=self._device)[:size]
-
-    def _own_items(self, users_V: NDArray[np.int64], pool_P: NDArray[np.int64]) -> NDArray[np.bool_]:
-        place_of_item = np.full(self._interactions.num_items, -1)
-        place_of_item[pool_P] = np.arange(len(pool_P))
-        user_X, item_X = gather_rows(self._interactions, users_V)
-        place_X = place_of_item[item_X]
-        own_VP = np.zeros((len(users_V), len(pool_P)), np.bool_)
-        own_VP[user_X[place_X >= 0], place_X[place_X >= 0]] = True
-        return own_VP
 
     def _views(
         self,

@@ -1,6 +1,7 @@
 """From a trained model to a published bundle: graphs, proof, figures, faithfulness, all or nothing."""
 
 import json
+import math
 import subprocess
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from index.artefacts import MANIFEST, write_durably
 from index.bundle import Bundle
 from index.dataset import Dataset
 from index.explain import METHODS
+from index.features import ModelInputs, from_dataset
 from index.store import UNPUBLISHED, ArtifactStore
 from training.config import RunConfig, to_toml
 from training.export import export_graphs, graphs_of
@@ -24,6 +26,9 @@ from training.models import ContentModel
 GOLDEN_FILE = "golden.npz"
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.json"
+
+_GOLDEN_ITEMS = 64
+"""Items that the golden replay draws on."""
 
 OnProgress = Callable[[str, int, int], None]
 """Hears what is being done, how many units are done, and of how many."""
@@ -57,15 +62,19 @@ def publish_bundle(
         The bundle's version.
 
     Raises:
-        ValueError: A parameter of the model is not finite.
+        ValueError: A parameter of the model or a metric is not finite.
         ParityError: An exported graph does not compute what the model computes.
         OSError: The disk is full or fails.
     """
     report = on_progress or _silent
+    for part, values in metrics.items():
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"metrics: {name} of {part} is {value}")
     graphs = graphs_of(model)
     with store.stage("bundle", name=config.name) as stage:
         specs = export_graphs(model, stage.path, on_graph=lambda done, total: report("export", done, total))
-        golden = make_golden(model, graphs)
+        golden = make_golden(model, graphs, _some_items(dataset, model))
         check_parity(stage.path, graphs, golden)
         np.savez(stage.path / GOLDEN_FILE, allow_pickle=False, **golden)
         (stage.path / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
@@ -103,6 +112,13 @@ def publish_bundle(
             on_user=lambda done, total: report("explanations", done, total),
         )
         return stage.publish(manifest.model_copy(update={"faithfulness": faithfulness}))
+
+
+def _some_items(dataset: Dataset, model: ContentModel) -> ModelInputs:
+    """Return items from all over the catalogue, those with the most modalities first."""
+    rows_N = np.linspace(0, dataset.num_items - 1, num=min(dataset.num_items, _GOLDEN_ITEMS)).astype(np.int64)
+    counts_N = sum(dataset.presence(modality.name)[rows_N].astype(np.int64) for modality in model.modalities)
+    return from_dataset(dataset, rows_N[np.argsort(-counts_N, kind="stable")], model.modalities)
 
 
 def code_revision() -> str:

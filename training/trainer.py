@@ -1,7 +1,7 @@
 """One training run, readable from top to bottom.
 
 All chance of a step is a function of the run's seed and the step's number, so a run that is stopped and resumed goes
-exactly the way of one that is not.
+exactly the way of one that is not: bit by bit on a CPU with the same number of threads. A GPU adds in no fixed order.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from index.dataset import Dataset
-from training.augment import AugmentConfig
 from training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from training.config import OptimConfig, RunConfig, to_toml
+from training.config import RunConfig, to_toml
 from training.data.batches import PairSampler
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
 from training.evaluate import evaluate_model
-from training.models import ContentModel, DemureConfig
+from training.models import ContentModel
 from training.objective import Objective
 from training.progress import Observer
+from training.schedule import Schedule, augment_of
 
 _REPORT_EVERY_STEPS = 10
 """Reading a loss waits for the device; on every step it would cost a GPU more than the step."""
@@ -140,40 +140,6 @@ def train(
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """When what happens, in steps."""
-
-    total_steps: int
-    validate_every_steps: int
-    views_from_step: int
-    optim: OptimConfig
-
-    @classmethod
-    def of(cls, config: RunConfig, *, steps_per_epoch: int) -> "Schedule":
-        """Turn epochs into steps."""
-        total_steps = config.optim.epochs * steps_per_epoch
-        augment = augment_of(config)
-        return cls(
-            total_steps=min(total_steps, config.optim.max_steps or total_steps),
-            validate_every_steps=max(1, round(config.eval.every_epochs * steps_per_epoch)),
-            views_from_step=0 if augment is None else round(augment.warmup_epochs * steps_per_epoch),
-            optim=config.optim,
-        )
-
-    def lr(self, step: int) -> float:
-        """Return the learning rate of a step: a linear rise over the warm-up, then constant, linear or cosine to 0."""
-        warmup = self.optim.warmup_steps
-        if step < warmup:
-            return self.optim.lr * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.total_steps - warmup)
-        if self.optim.schedule == "linear":
-            return self.optim.lr * (1 - done)
-        if self.optim.schedule == "cosine":
-            return self.optim.lr * (1 + math.cos(math.pi * done)) / 2
-        return self.optim.lr
-
-
-@dataclass(frozen=True, slots=True)
 class _Parts:
     """What a run works with."""
 
@@ -233,11 +199,6 @@ class _Parts:
             seen=self.config.eval.seen,
             device=self.device,
         )
-
-
-def augment_of(config: RunConfig) -> AugmentConfig | None:
-    """Return how the family augments, or None for a family that does not."""
-    return config.model.augment if isinstance(config.model, DemureConfig) else None
 
 
 def run_digest(config: RunConfig, dataset: Dataset) -> str:

@@ -103,7 +103,7 @@ def caveats_for(
         if method not in COUNTERFACTUAL:
             caveats.append("Associations, not causes.")
         if not additive:
-            caveats.append("The contributions do not sum to the score.")
+            caveats.append("What the method says of the parts does not sum to the score.")
         if not measured:
             caveats.append("The faithfulness of this method was not measured for this model.")
     if any_popular:

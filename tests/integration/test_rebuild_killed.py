@@ -74,7 +74,7 @@ def test_a_rebuild_killed_at_any_stage_changes_nothing(case):
     store = case[0]
     chance = random.Random(0)
     before = store.current()
-    for lines in (0, 1, 3, 5, 7, 9):
+    for lines in (0, 3, 6, 9):
         kill_after(start(case), lines, chance.uniform(0, 0.2))
         assert assert_serves(store, before) == before
         leftovers = list(store.root.rglob(".tmp-*"))
@@ -86,7 +86,7 @@ def test_a_rebuild_killed_at_any_stage_changes_nothing(case):
 def test_a_rebuild_killed_while_it_publishes_is_published_whole_or_not_at_all(case):
     store = case[0]
     before = store.current()
-    for wait_s in (0.0, 0.02, 0.06, 0.15):
+    for wait_s in (0.0, 0.03, 0.1):
         kill_after_line(start(case), LAST_LINE, wait_s)
         before = assert_serves(store, before)
         for entry in store.list():

@@ -11,7 +11,8 @@ from index.dataset import Dataset
 from training.checkpoint import CheckpointError
 from training.config import RunConfig, load_config, parse_config
 from training.models import ModelConfig
-from training.trainer import Interrupted, Schedule, TrainingError, train
+from training.schedule import Schedule
+from training.trainer import Interrupted, TrainingError, train
 
 FAMILIES = [family.model_fields["kind"].default for family in get_args(get_args(ModelConfig)[0])]
 SHIPPED = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))

@@ -25,7 +25,7 @@ def make_bundle(num_modalities: int) -> TorchBundle:
     return TorchBundle(model)
 
 
-BUNDLES = {num_modalities: make_bundle(num_modalities) for num_modalities in (1, 2, 4)}
+BUNDLES = {num_modalities: make_bundle(num_modalities) for num_modalities in (1, 2, 4, 7)}
 
 
 @settings(max_examples=60, deadline=None)

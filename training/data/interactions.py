@@ -62,6 +62,16 @@ class Interactions:
         _, items = gather_rows(self, users)
         return np.bincount(items, minlength=self.num_items)
 
+    def holds(self, users_B: NDArray[np.int64], items_P: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some distinct items each user has interacted with, ever: `[B, P]`."""
+        place_of_item = np.full(self.num_items, -1)
+        place_of_item[items_P] = np.arange(len(items_P))
+        user_X, item_X = gather_rows(self, users_B)
+        place_X = place_of_item[item_X]
+        holds_BP = np.zeros((len(users_B), len(items_P)), np.bool_)
+        holds_BP[user_X[place_X >= 0], place_X[place_X >= 0]] = True
+        return holds_BP
+
 
 def gather_rows(interactions: Interactions, users_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return all interactions of some users, flat: place in `users_B` and item row of each."""

@@ -48,6 +48,13 @@ def test_a_model_with_nan_is_refused_by_the_parameters_name(store, given):
     assert left_behind(store) == []
 
 
+def test_a_metric_that_is_no_number_is_refused_by_name(store, given):
+    given["metrics"] = {"test": {"recall@20": 0.5, "ndcg@20": float("nan")}}
+    with pytest.raises(ValueError, match="ndcg@20 of test is nan"):
+        publish.publish_bundle(store, **given)
+    assert left_behind(store) == []
+
+
 @pytest.mark.parametrize("step", ["make_golden", "check_parity", "measure_faithfulness"])
 def test_a_failure_at_any_step_publishes_nothing(store, given, monkeypatch, step):
     def fail(*_, **__):

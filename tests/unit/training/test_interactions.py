@@ -75,3 +75,8 @@ def test_popularity_counts_only_the_users_asked_for():
 def test_a_selection_keeps_all_users():
     kept = interactions([[1, 2], [2, 3]]).select(np.array([True, False, False, False]))
     assert [kept.of(0).tolist(), kept.of(1).tolist()] == [[1], []]
+
+
+def test_what_users_hold_is_known_for_any_items():
+    held = interactions([[1, 2, 2], [], [5, 1]]).holds(np.array([2, 0, 1]), np.array([5, 2, 9]))
+    assert held.tolist() == [[True, False, False], [False, True, False], [False, False, False]]

@@ -1,0 +1,162 @@
+"""The whole service in this process: composition root, a real store of versions, a real event store."""
+
+import asyncio
+import shutil
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from api_schemas.health import Ready
+from index.store import ArtifactStore
+from service import main
+from service.main import Drain, background, create_app
+from service.settings import load_settings
+from tests.http_app import assert_problem
+
+
+@asynccontextmanager
+async def running(store, **flags):
+    """Start the application, give a client for it, stop it."""
+    failures, drain = [], Drain()
+    settings = load_settings(store=store, **flags)
+    app = create_app(settings, drain=drain, on_failure=lambda: failures.append(True))
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app=app, client=("127.0.0.1", 1), raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            client.drain, client.failures = drain, failures
+            yield client
+    assert not failures
+
+
+@pytest.fixture
+def empty(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
+
+
+async def test_a_service_answers_explains_and_remembers(toy_store, tmp_path):
+    async with running(toy_store.store, history=f"sqlite:{tmp_path}/events.db") as client:
+        ready = Ready.model_validate((await client.get("/readyz")).json())
+        assert ready.ready
+        assert {check.status for check in ready.checks.values()} == {"ok"}
+        versions = (await client.get("/version")).json()
+        assert (versions["model"], versions["index"]) == (toy_store.bundle, toy_store.snapshot)
+
+        popular = (await client.get("/v1/popular?k=5")).json()
+        first = popular["items"][0]["item_id"]
+        similar = (await client.get(f"/v1/items/{first}/similar?k=5")).json()
+        assert first not in [item["item_id"] for item in similar["items"]]
+
+        events = [
+            {
+                "event_id": f"e{number}",
+                "user_id": "ann",
+                "item_id": item["item_id"],
+                "type": "click",
+                "occurred_at": f"2026-01-01T00:00:{number:02}Z",
+            }
+            for number, item in enumerate(popular["items"])
+        ]
+        assert (await client.post("/v1/events", json={"events": events})).json()["accepted"] == 5
+        answer = (await client.post("/v1/recommendations", json={"user_id": "ann", "k": 10, "explain": "full"})).json()
+        assert (answer["user_state"], answer["events_used"], answer["degraded"]) == ("known", 5, [])
+        assert not {event["item_id"] for event in events} & {item["item_id"] for item in answer["items"]}
+        assert answer["model"]["version"] == toy_store.bundle
+        assert {part["modality"] for part in answer["modality_interest"]} == {"visual", "text", "category"}
+        explained = (await client.post("/v1/explanations", json={"user_id": "ann", "item_ids": [first]})).json()
+        assert explained["items"][0]["item_id"] == first
+        assert {past["item_id"] for past in explained["history"]} == {event["item_id"] for event in events}
+        page = (await client.get("/metrics")).text
+        assert "prismrec_servable_swaps_total 1.0" in page
+        assert "prismrec_store_up 1.0" in page
+
+
+async def test_a_service_starts_before_there_is_a_version_and_follows_when_there_is_one(toy_store, empty):
+    async with running(empty, reload={"interval_s": 0.01}) as client:
+        response = await client.get("/readyz")
+        assert response.status_code == 503
+        assert response.json()["checks"]["model"] == {"status": "failing", "detail": "no version is loaded"}
+        problem = await client.post("/v1/recommendations", json={})
+        assert_problem(problem, "not-ready")
+        assert int(problem.headers["retry-after"]) > 0
+        assert (await client.get("/version")).json()["model"] is None
+        event = {"event_id": "e", "user_id": "u", "item_id": "i", "type": "t", "occurred_at": "2026-01-01T00:00:00Z"}
+        assert (await client.post("/v1/events", json={"events": [event]})).json()["accepted"] == 1
+
+        shutil.copytree(toy_store.store / "versions", empty / "versions")
+        ArtifactStore(empty).set_current(toy_store.snapshot)
+        for _ in range(2_000):
+            if (await client.get("/readyz")).status_code == 200:
+                break
+            await asyncio.sleep(0.005)
+        assert (await client.get("/version")).json()["index"] == toy_store.snapshot
+
+
+async def test_a_version_that_is_refused_is_listed_and_the_old_one_goes_on(toy_store, empty):
+    shutil.copytree(toy_store.store, empty, dirs_exist_ok=True)
+    async with running(empty, reload={"interval_s": 0.01}) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        (empty / "CURRENT").write_text("snapshot-20990101t000000z-aaaaaa\n")
+        for _ in range(2_000):
+            ready = (await client.get("/readyz")).json()
+            if ready["refused_versions"]:
+                break
+            await asyncio.sleep(0.005)
+        assert ready["ready"] is True
+        assert ready["checks"]["index"]["status"] == "degraded"
+        assert (await client.post("/v1/recommendations", json={})).status_code == 200
+        assert "prismrec_servable_refusals_total 1.0" in (await client.get("/metrics")).text
+
+
+async def test_an_event_store_that_goes_away_leaves_the_service_ready_and_listed(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "MAINTAIN_EVERY_S", 0.01)
+    path = tmp_path / "events.db"
+    async with running(toy_store.store, history=f"sqlite:{path}") as client:
+        path.rename(tmp_path / "hidden.db")
+        ready = (await client.get("/readyz")).json()
+        assert (ready["ready"], ready["checks"]["store"]["status"]) == (True, "degraded")
+        answer = (await client.post("/v1/recommendations", json={"user_id": "u"})).json()
+        assert answer["degraded"] == ["store_unavailable"]
+        assert "prismrec_degraded_answers_total" in (await client.get("/metrics")).text
+        (tmp_path / "hidden.db").rename(path)
+        assert (await client.get("/readyz")).json()["checks"]["store"]["status"] == "ok"
+
+
+async def test_draining_fails_readiness_and_nothing_else(toy_store, tmp_path):
+    async with running(toy_store.store, history=f"sqlite:{tmp_path}/events.db") as client:
+        client.drain.begun = True
+        response = await client.get("/readyz")
+        assert response.status_code == 503
+        assert response.json()["checks"]["process"]["status"] == "failing"
+        assert (await client.post("/v1/recommendations", json={})).status_code == 200
+
+
+async def test_when_a_part_that_must_not_die_dies_the_service_is_asked_to_stop():
+    failed = asyncio.Event()
+    others_ended = []
+
+    async def dies():
+        raise OSError("gone")
+
+    async def lives():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            others_ended.append(True)
+
+    async with background(lives, dies, on_failure=failed.set):
+        await asyncio.wait_for(failed.wait(), 5)
+    assert others_ended == [True]
+
+
+async def test_the_end_of_the_service_is_no_failure():
+    failures = []
+
+    async def lives():
+        await asyncio.Event().wait()
+
+    async with background(lives, on_failure=lambda: failures.append(True)):
+        pass
+    assert failures == []

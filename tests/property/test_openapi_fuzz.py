@@ -1,0 +1,30 @@
+"""Whatever the documentation allows, and much that it does not, is answered as documented and never with a 500."""
+
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+
+from tests.http_app import Rig
+
+
+class Everybody:
+    """Lets everybody in: this is about bodies."""
+
+    def check(self, headers, *, client, scope):
+        return None
+
+
+RIG = Rig(access=Everybody())
+schema = schemathesis.openapi.from_asgi("/openapi.json", RIG.app)
+schema.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+
+
+@schema.include(path_regex="^/v1/").parametrize()
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_no_request_breaks_the_service(case):
+    response = case.call()
+    case.validate_response(response, checks=[not_a_server_error])
+    assert response.status_code in (200, 400, 404, 405, 413, 415, 422), response.text
+    if response.status_code != 200:
+        assert response.headers["content-type"] == ["application/problem+json"]
