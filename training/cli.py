@@ -22,6 +22,7 @@ from training.data.cli import app as data_app
 from training.data.interactions import read_interactions
 from training.data.split import SplitConfig, make_split
 from training.evaluate_bundle import Which, judge_bundle, judged_users
+from training.golden import ParityError
 from training.interrupt import stopping_on_signals
 from training.progress import watching
 from training.publish import publish_bundle
@@ -183,7 +184,7 @@ def _failing_in_one_line() -> Iterator[None]:
         yield
     except Interrupted as stopped:
         _fail(f"{stopped}; the same command with --resume goes on from there")
-    except (ArtefactError, TrainingError, ValueError, OSError) as error:
+    except (ArtefactError, ParityError, TrainingError, ValueError, OSError) as error:
         _fail(" ".join(str(error).split()))
 
 

@@ -147,15 +147,15 @@ def test_validate_of_a_folder_that_is_not_there_fails(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import signal, sys
 from training.data.cli import app
 from training.data.importers.spill import UserBuckets
 
 signum = int(sys.argv.pop())
 
 def die(*_):
-    os.kill(os.getpid(), signum)
-    signal.pause()
+    signal.raise_signal(signum)  # to this very thread: one that waits could miss what another one was sent
+    raise AssertionError("the signal did not end it")
 
 UserBuckets.tables = die  # items and features are written, ratings are read
 app()
@@ -170,6 +170,7 @@ def test_a_killed_import_leaves_no_folder_that_opens_and_can_be_repeated(tmp_pat
         cwd=pytestconfig.rootpath,
         check=False,
         capture_output=True,
+        timeout=120,
     )
     assert killed.returncode in (-signum, 128 + signum), killed.stderr
     for folder in tmp_path.iterdir():
