@@ -157,6 +157,7 @@ def die(*_):
     signal.raise_signal(signum)  # to this very thread: one that waits could miss what another one was sent
     raise AssertionError("the signal did not end it")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 UserBuckets.tables = die  # items and features are written, ratings are read
 app()
 """
