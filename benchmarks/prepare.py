@@ -6,6 +6,7 @@ Speed does not depend on what a model has learned, so none is trained. Everythin
 bundle by the export, the snapshot by the rebuild.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -138,4 +139,5 @@ def publish(versions: ArtifactStore, data: Dataset) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{store(int(sys.argv[1]))}\n")
+    # Relative, because results quote the command that made them.
+    sys.stdout.write(f"{os.path.relpath(store(int(sys.argv[1])))}\n")
