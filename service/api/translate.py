@@ -152,17 +152,7 @@ def _line(item: core.ScoredItem, *, full: bool = False) -> wire.RecommendedItem:
 
 
 def _explained(item: core.ItemExplanation, *, full: bool) -> ExplainedItem:
-    explained: ExplainedItem = {
-        "item_id": item.item_id,
-        "score": item.score,
-        "additive": item.additive,
-        "reasons": _reasons(item),
-    }
-    if full:
-        explained["contributions"] = _contributions(item)
-        explained["residual"] = item.residual
-        explained["history"] = _interests(item.history)
-    return explained
+    return {"item_id": item.item_id, **_explanation(item, full=full)}
 
 
 def _explanation(item: core.ItemExplanation, *, full: bool) -> wire.ItemExplanation:
