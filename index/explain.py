@@ -23,8 +23,8 @@ Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 METHODS: tuple[ExplanationMethod, ...] = (
-    "shapley",
     "decomposition",
+    "shapley",
     "occlusion",
     "grad_x_input",
     "interest_gradient",

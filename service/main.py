@@ -122,6 +122,7 @@ class Composition:
                 max_batch=settings.compute.max_batch,
                 num_threads=settings.compute.num_threads,
                 num_lone_threads=settings.compute.num_explain_threads,
+                on_loop_below_s=settings.compute.on_loop_below_ms / 1e3,
             )
             admission = Admission(settings.compute.max_in_flight)
             recommender = Recommender(

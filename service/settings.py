@@ -62,6 +62,13 @@ class ComputeSettings(_Group):
     num_explain_threads: int = Field(
         default=1, ge=1, le=256, description="Threads for explanations, similar and popular items."
     )
+    on_loop_below_ms: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="Recommendations that take less processor time than this (measured when a version is loaded) are "
+        "computed on the event loop, as a thread would cost more; 0: never.",
+    )
     model_threads: int = Field(
         default=1, ge=1, le=256, description="Threads of ONNX Runtime and FAISS inside one call."
     )

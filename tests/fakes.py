@@ -47,6 +47,7 @@ class FakeServable:
         self.num_items = num_items
         self.modalities = dict(WIDTHS)
         self.history_length = length
+        self.answer_cpu_s = 0.0005
         self.methods = ("grad_x_input", "decomposition", "occlusion")
         self.version = ServedVersion("fake", "bundle-fake-1", version, datetime(2026, 1, 1, tzinfo=UTC))
         self.popular_rows = np.arange(num_items)

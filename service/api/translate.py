@@ -184,6 +184,4 @@ def _shares(shares: Sequence[core.ModalityShare]) -> list[wire.ModalityShare]:
 
 
 def _interests(history: Sequence[core.HistoryInterest]) -> list[wire.HistoryInterest]:
-    return [
-        {"item_id": past.item_id, "interest": past.interest, "by_modality": dict(past.by_modality)} for past in history
-    ]
+    return [*history]

@@ -50,7 +50,7 @@ class Metrics:
         )
         self.events = {outcome: events.labels(outcome) for outcome in ("accepted", "duplicate", "rejected")}
         self.in_flight = self._gauge("prismrec_requests_in_flight", "Requests being answered now.", "livesum")
-        self.waiting = self._gauge("prismrec_compute_waiting_requests", "Requests waiting for a thread.", "livesum")
+        self.waiting = self._gauge("prismrec_compute_waiting_requests", "Requests waiting to be computed.", "livesum")
         self.store_up = self._gauge("prismrec_store_up", "1 while the event store answers.", "livemin")
         self.store_bytes = self._gauge(
             "prismrec_store_size_bytes", "Bytes of the event store: on disk (SQLite), in memory (Redis).", "livemax"

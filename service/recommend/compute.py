@@ -1,4 +1,4 @@
-"""What the recommender needs to compute off the event loop; `service.runtime.executor` provides it."""
+"""What the recommender needs to compute; `service.runtime.executor` provides it."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -10,7 +10,7 @@ Y = TypeVar("Y")
 
 
 class Compute(Protocol):
-    """Runs what computes, away from the event loop."""
+    """Runs what computes: what is long away from the event loop."""
 
     async def answer(self, job: Job) -> Answer:
         """Answer a job together with whatever else waits.

@@ -75,6 +75,11 @@ class Servable(Protocol):
         ...
 
     @property
+    def answer_cpu_s(self) -> float:
+        """Processor time of one lone answer, encoded and searched, as it was measured at warm-up."""
+        ...
+
+    @property
     def num_items(self) -> int:
         """N: the size of the catalogue."""
         ...

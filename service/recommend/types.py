@@ -6,7 +6,7 @@ Legend of shapes: `B` batch, `L` history length, `M` modalities, `S` state width
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple, NewType
+from typing import Literal, NamedTuple, NewType, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +103,15 @@ class ModalityShare:
     share: float
 
 
-class HistoryInterest(NamedTuple):
-    """How much one past item weighs, in all and by modality. A tuple, because one answer makes a thousand of them."""
+class HistoryInterest(TypedDict):
+    """How much one past item weighs, in all and by modality.
 
-    item_id: ItemId
+    A dictionary, as it stands on the wire: one full explanation makes a thousand of them, and makes them once.
+    """
+
+    item_id: str
     interest: float
-    by_modality: Mapping[str, float]
+    by_modality: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

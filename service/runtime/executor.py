@@ -1,4 +1,4 @@
-"""Where the core computes: one lane for recommendations, batched, and one for what is long and goes alone."""
+"""Where the core computes: on the event loop what costs less than a thread, in a batch what costs more, alone what is long."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from service.recommend.deadline import Deadline
 from service.recommend.job import Answer, Job
 from service.recommend.types import Query
 from service.runtime.batcher import Batcher
+from service.runtime.turn import TurnBatcher
 
 Y = TypeVar("Y")
 
@@ -20,18 +21,29 @@ HEAVY_ITEMS = 8
 
 
 class Executor:
-    """Bounded threads that run the core's stages: `Compute` of `service.recommend`.
+    """Three bounded lanes that run the core's stages: `Compute` of `service.recommend`.
 
     Args of the constructor:
         max_waiting: Callers that may wait in each lane; more are refused at once.
         max_batch: Recommendations that are computed together.
         num_threads: Threads of the batched lane.
         num_lone_threads: Threads of the lane for explanations, similar items and very long requests.
+        on_loop_below_s: A version whose answers cost less processor time than this is asked on the event loop; 0: never.
     """
 
     def __init__(
-        self, *, max_waiting: int, max_batch: int = 16, num_threads: int = 1, num_lone_threads: int = 1
+        self,
+        *,
+        max_waiting: int,
+        max_batch: int = 16,
+        num_threads: int = 1,
+        num_lone_threads: int = 1,
+        on_loop_below_s: float = 0.0,
     ) -> None:
+        self._on_loop_below_s = on_loop_below_s
+        self._turns: TurnBatcher[Job, Answer] = TurnBatcher(
+            answer_jobs, name="turn", max_batch=max_batch, max_waiting=max_waiting
+        )
         self._jobs: Batcher[Job, Answer] = Batcher(
             answer_jobs, name="recommend", max_batch=max_batch, max_waiting=max_waiting, num_threads=num_threads
         )
@@ -41,11 +53,11 @@ class Executor:
 
     @property
     def num_waiting(self) -> int:
-        """How many callers wait or are being answered, in both lanes."""
-        return self._jobs.num_waiting + self._lone.num_waiting
+        """How many callers wait or are being answered, in all lanes."""
+        return self._turns.num_waiting + self._jobs.num_waiting + self._lone.num_waiting
 
     async def serve(self) -> None:
-        """Run both lanes until cancelled; raises when one of them dies. Owned by the lifespan's task group."""
+        """Run the threads until cancelled; raises when one of them dies. Owned by the lifespan's task group."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._jobs.serve())
             group.create_task(self._lone.serve())
@@ -63,6 +75,8 @@ class Executor:
             if isinstance(result, Exception):
                 raise result
             return result
+        if job.servable.answer_cpu_s < self._on_loop_below_s:
+            return await self._turns(job)
         return await self._jobs(job, deadline=job.deadline)
 
     async def alone(self, work: Callable[[], Y], *, deadline: Deadline) -> Y:

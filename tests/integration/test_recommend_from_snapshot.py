@@ -100,7 +100,7 @@ async def test_an_unknown_item_with_a_known_ones_vectors_counts_like_it(bench):
     assert slate.unknown_item_ids == ("new",)
     known = await bench.recommend(history=inline(*PAST), k=10, include_seen=True, explain="full")
     for new, old in zip(slate.explanation.items, known.explanation.items, strict=True):
-        assert [past.interest for past in new.history] == pytest.approx([p.interest for p in old.history], abs=1e-5)
+        assert [past["interest"] for past in new.history] == pytest.approx([p["interest"] for p in old.history], abs=1e-5)
 
 
 @pytest.mark.parametrize("modality", ["visual", "text", "category"])
@@ -112,7 +112,7 @@ async def test_an_item_without_one_modality_is_used_all_the_same(bench, modality
     }
     slate = await bench.recommend(history=(HistoryItem(ItemId("new"), modalities=vectors),), k=5, explain="full")
     assert (slate.events_used, slate.degraded) == (1, ())
-    assert slate.items[0].explanation.history[0].by_modality[modality] == 0
+    assert slate.items[0].explanation.history[0]["by_modality"][modality] == 0
 
 
 async def test_a_vector_of_the_wrong_width_is_refused_by_name(bench):
@@ -156,7 +156,7 @@ async def test_every_method_explains_the_score_that_was_shown(bench, method):
         why = shown.explanation
         assert why.score == pytest.approx(shown.score, abs=1e-5)
         assert sum(why.contributions.values()) + why.residual == pytest.approx(why.score, abs=1e-5)
-        assert [past.item_id for past in why.history] == [item(row) for row in PAST]
+        assert [past["item_id"] for past in why.history] == [item(row) for row in PAST]
         evidence = {item_id for reason in why.reasons for item_id in reason.evidence_item_ids}
         assert evidence <= {item(row) for row in PAST}
     assert explanation.faithfulness["deletion_auc"] == pytest.approx(0.2)
@@ -169,7 +169,7 @@ async def test_occlusion_is_what_really_happens_without_the_item(bench):
         row = int(shown.item_id[1:])
         for place, past in enumerate(shown.explanation.history):
             without = bench.scores([one for one in PAST if one != PAST[place]])
-            assert past.interest == pytest.approx(scores[row] - without[row], abs=1e-5)
+            assert past["interest"] == pytest.approx(scores[row] - without[row], abs=1e-5)
 
 
 async def test_similar_items_are_those_of_the_largest_cosine(bench):

@@ -16,14 +16,14 @@ async def test_a_full_explanation_adds_up_and_names_every_past_item(house):
     explanation = slate.explanation
     assert [line.item_id for line in explanation.items] == ids(slate)
     assert sum(share.share for share in explanation.modality_interest) == pytest.approx(1)
-    assert [past.item_id for past in explanation.history] == ["i3", "i4"]
+    assert [past["item_id"] for past in explanation.history] == ["i3", "i4"]
     for item, line in zip(slate.items, explanation.items, strict=True):
         assert item.explanation is line
         assert line.score == pytest.approx(item.score, abs=1e-5)
         assert line.additive
         assert sum(line.contributions.values()) + line.residual == pytest.approx(line.score, abs=1e-5)
         for past in line.history:
-            assert sum(past.by_modality.values()) == pytest.approx(past.interest, abs=1e-5)
+            assert sum(past["by_modality"].values()) == pytest.approx(past["interest"], abs=1e-5)
     assert explanation.faithfulness == {"deletion_auc": 0.3, "random_deletion_auc": 0.5}
     assert "Associations, not causes." in explanation.caveats
 
@@ -43,9 +43,9 @@ async def test_items_known_by_their_vectors_alone_are_explained_too(house):
     history = (*inline("i3"), HistoryItem(ItemId("new"), modalities=raw))
     slate = await house.recommend(history=history, k=3, explain="full")
     new = slate.items[0].explanation.history[1]
-    assert new.item_id == "new"
-    assert new.by_modality["text"] == 0
-    assert new.by_modality["visual"] != 0
+    assert new["item_id"] == "new"
+    assert new["by_modality"]["text"] == 0
+    assert new["by_modality"]["visual"] != 0
     assert any("unknown to the catalogue" in caveat for caveat in slate.explanation.caveats)
 
 

@@ -21,8 +21,8 @@ QUERY = Query(history=(HistoryItem(ItemId("i1")),), k=5)
 
 
 class Service:
-    def __init__(self) -> None:
-        self.executor = Executor(max_waiting=4, max_batch=2)
+    def __init__(self, *, on_loop_below_s: float = 0.0) -> None:
+        self.executor = Executor(max_waiting=4, max_batch=2, on_loop_below_s=on_loop_below_s)
         self.registry = ServableRegistry()
         self.servable = FakeServable()
         self.registry.swap(self.servable)
@@ -66,6 +66,28 @@ async def test_answers_and_explanations_come_from_other_threads(service):
     slate = await service.recommend(Query(history=QUERY.history, explain="full"))
     assert slate.explanation is not None
     assert threads == {"recommend-0", "lone-0"}
+
+
+async def test_what_is_cheaper_than_a_thread_is_answered_on_the_loop_and_the_rest_is_not():
+    made = Service(on_loop_below_s=0.001)
+    serving = asyncio.create_task(made.executor.serve())
+    threads = []
+    made.servable.before["search"] = lambda: threads.append(threading.current_thread())
+    made.servable.before["attribute"] = lambda: threads.append(threading.current_thread().name)
+    cheap = await made.recommend(Query(history=QUERY.history, k=5, explain="summary"))
+    made.servable.answer_cpu_s = 0.001
+    dear = await made.recommend()
+    serving.cancel()
+    await asyncio.wait([serving])
+    assert cheap.items[0].item_id == dear.items[0].item_id
+    assert [threads[0], threads[1], threads[2].name] == [threading.main_thread(), "lone-0", "recommend-0"]
+
+
+async def test_on_the_loop_a_deadline_that_passed_in_the_queue_is_told():
+    made = Service(on_loop_below_s=1.0)
+    ticks = iter([0.0])  # in time when it is queued, and never again
+    with pytest.raises(DeadlineExceeded):
+        await made.recommend(deadline=Deadline(1.0, lambda: next(ticks, 2.0)))
 
 
 async def test_many_callers_each_get_their_own_answer(service):
