@@ -34,6 +34,7 @@ from service.recommend.types import ItemId, Query, Subject, user_subject
 from service.runtime.executor import Executor
 from service.runtime.registry import ServableRegistry
 from service.runtime.servable import LoadedServable, load_servable
+from service.settings import ComputeSettings
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BATCHES = (1, 4, 8, 16)
@@ -131,7 +132,8 @@ def explain_lines(servable: LoadedServable, histories: Histories, *, seconds: fl
 
 async def load_line(servable: LoadedServable, histories: Histories, *, callers: int, seconds: float) -> Line:
     """Time the whole recommender with so many callers that each wait for their answer."""
-    registry, executor = ServableRegistry(), Executor(max_waiting=1_000)
+    registry = ServableRegistry()
+    executor = Executor(max_waiting=1_000, on_loop_below_s=ComputeSettings().on_loop_below_ms / 1e3)
     assert servable.retain()
     registry.swap(servable)
     recommender = Recommender(

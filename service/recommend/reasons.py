@@ -47,7 +47,7 @@ def reasons_for(
     modality = int(for_history_M.argmax())
     if for_history_M[modality] > 0:
         values = grid_LM[:, modality].tolist()
-        order = sorted(range(len(values)), key=lambda place: -values[place])
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
         places = [place for place in order[:_MAX_EVIDENCE] if values[place] > 0]
         evidence = tuple(item_ids[place] for place in places)
         if evidence:

@@ -1,4 +1,4 @@
-"""Where the core computes: on the event loop what costs less than a thread, in a batch what costs more, alone what is long."""
+"""Where the core computes: on the event loop, in batches in a thread, or alone in one, by what the work costs."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Executor:
         max_batch: Recommendations that are computed together.
         num_threads: Threads of the batched lane.
         num_lone_threads: Threads of the lane for explanations, similar items and very long requests.
-        on_loop_below_s: A version whose answers cost less processor time than this is asked on the event loop; 0: never.
+        on_loop_below_s: A version whose answers cost less processor time is asked on the event loop; 0: never.
     """
 
     def __init__(

@@ -31,9 +31,7 @@ _TIMED = 5
 class LoadedServable:
     """A version that is loaded, verified and warm. Made by `load_servable`; its maker holds it until `release`."""
 
-    def __init__(
-        self, bundle: Bundle, snapshot: IndexSnapshot, *, answer_cpu_s: float, resources: ExitStack
-    ) -> None:
+    def __init__(self, bundle: Bundle, snapshot: IndexSnapshot, *, answer_cpu_s: float, resources: ExitStack) -> None:
         """Put a bundle and a snapshot that fit together behind the core's protocol.
 
         Args:

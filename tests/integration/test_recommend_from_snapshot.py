@@ -100,7 +100,9 @@ async def test_an_unknown_item_with_a_known_ones_vectors_counts_like_it(bench):
     assert slate.unknown_item_ids == ("new",)
     known = await bench.recommend(history=inline(*PAST), k=10, include_seen=True, explain="full")
     for new, old in zip(slate.explanation.items, known.explanation.items, strict=True):
-        assert [past["interest"] for past in new.history] == pytest.approx([p["interest"] for p in old.history], abs=1e-5)
+        assert [past["interest"] for past in new.history] == pytest.approx(
+            [p["interest"] for p in old.history], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("modality", ["visual", "text", "category"])
