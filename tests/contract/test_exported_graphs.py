@@ -73,13 +73,14 @@ class Exported:
     def agrees(self, graph: str, inputs: dict) -> dict:
         """Assert parity on these inputs, and that nothing is NaN; return the exported graph's outputs.
 
-        1e-5 of a tensor's largest value: both sides sum in float32 (6e-8) a few hundred terms, in another order.
+        2e-5 of a tensor's largest value: both sides sum in float32 (6e-8) a few hundred terms, in another order. Gradients
+        where the attention is all but decided lose most of it: 1.2e-5 was seen with AVX-512, half of that with AVX2.
         """
         found, expected = self.run(graph, inputs), self.graphs[graph](inputs)
         for name, value in found.items():
             assert np.isfinite(value).all(), name
             np.testing.assert_allclose(
-                value, expected[name], rtol=0, atol=1e-5 * max(np.abs(expected[name]).max(), 0.1)
+                value, expected[name], rtol=0, atol=2e-5 * max(np.abs(expected[name]).max(), 0.1)
             )
         return found
 
@@ -205,7 +206,7 @@ def test_a_batch_gives_what_its_rows_give_alone(exported, rng):
     for row in range(4):
         alone = {**inputs, **{name: inputs[name][row : row + 1] for name in ("states", "presence", "mask")}}
         for name, value in exported.run("explainer", alone).items():
-            np.testing.assert_allclose(value[0], together[name][row], atol=2e-6 * max(np.abs(value).max(), 1))
+            np.testing.assert_allclose(value[0], together[name][row], atol=5e-6 * max(np.abs(value).max(), 1))
     one = {**inputs, **{name: inputs[name][1:2] for name in ("candidate_states", "candidate_presence")}}
     np.testing.assert_allclose(exported.run("explainer", one)["scores"][:, 0], together["scores"][:, 1], atol=2e-6)
 
