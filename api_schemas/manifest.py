@@ -149,10 +149,9 @@ class ColdItems(OnDisk):
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ModalityMask(OnDisk):
-    """How much of a modality's raw dimensions a learned mask lets through: figures of the mask's values in 0 to 1."""
+class MaskFigures(OnDisk):
+    """How much a learned mask lets through of the raw dimensions of a modality: figures of its values in 0 to 1."""
 
-    modality: ModalityName
     mean: _Share
     q10: _Share
     median: _Share
@@ -163,6 +162,12 @@ class ModalityMask(OnDisk):
         if not self.q10 <= self.median <= self.q90:
             raise ValueError(f"q10, median and q90 do not rise: {self.q10}, {self.median}, {self.q90}")
         return self
+
+
+class ModalityMask(MaskFigures):
+    """The mask's figures of one modality."""
+
+    modality: ModalityName
 
 
 def _part_names(modalities: list[Modality], parts: list[ModalityName]) -> tuple[str, ...]:
@@ -238,6 +243,11 @@ class BundleManifest(OnDisk):
                 raise ValueError(f"warm.parts: {strange[0]!r} is not one of the parts {list(self.part_names)}")
             if len(set(self.warm.parts)) != len(self.warm.parts):
                 raise ValueError(f"warm.parts: the names repeat: {self.warm.parts}")
+        if self.known_users is not None and self.state_dim != self.dim:
+            raise ValueError(
+                f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned an item's"
+                " vector is the sum of its states"
+            )
         masked = [mask.modality for mask in self.modality_mask]
         unknown = sorted(set(masked) - {modality.name for modality in self.modalities})
         if unknown:

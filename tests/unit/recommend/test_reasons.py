@@ -19,6 +19,7 @@ def reasons(method, *, interest=None, grid=GRID, contributions=None):
     return reasons_for(
         method,
         names=NAMES,
+        num_modalities=2,
         item_ids=PAST,
         interest_M=np.asarray(grid.sum(axis=0) if interest is None else interest, dtype=np.float32),
         grid_LM=grid,
