@@ -19,5 +19,7 @@ class SimilarQuery(ListQuery):
     model_config = ConfigDict(extra="forbid")
 
     modality: ModalityName | None = Field(
-        default=None, description="Compare by this modality alone; by default by the fused vector."
+        default=None,
+        description="Compare by this modality alone, or by another part of the items such as `id`; by default by the "
+        "fused vector.",
     )

@@ -101,6 +101,93 @@ class Faithfulness(OnDisk):
     num_users: int = Field(ge=0)
 
 
+class WarmItems(OnDisk):
+    """Learned parts of the items that a model was trained on; for these they replace what the item encoder gives."""
+
+    ids: RelativePath = Field(description="Arrow IPC file with the column `item_id`, each id once.")
+    states: RelativePath = Field(description="`.npy`, float32, C order, `[num_items, len(parts), state_dim]`.")
+    parts: list[ModalityName] = Field(min_length=1, description="The parts that the table holds, in its order.")
+    num_items: int = Field(ge=1)
+
+
+class KnownUsers(OnDisk):
+    """Learned queries of the users that a model was trained on, for when nothing else is known of them."""
+
+    ids: RelativePath = Field(description="Arrow IPC file with the column `user_id`, each id once.")
+    queries: RelativePath = Field(description="`.npy`, float32, C order, `[num_users, num_queries, dim]`.")
+    num_users: int = Field(ge=1)
+
+
+class FoldIn(OnDisk):
+    """How well users read from their history do beside their own learned vectors, on users it was not fitted on."""
+
+    kind: Literal["affine", "mean", "exact", "attention"]
+    r2: float | None = Field(default=None, le=1, description="Of the map from history to learned vector.")
+    recall: float = Field(ge=0, le=1, description="Recall at `cutoff` from the history.")
+    recall_of_known: float = Field(ge=0, le=1, description="Of the same users from their own learned vectors.")
+    cutoff: int = Field(ge=1)
+    num_users: int = Field(ge=1)
+
+
+MIN_EXPOSURE, MAX_EXPOSURE = 0.3, 3.0
+"""Below, new items are hidden; above, they flood the lists. No bundle with a ratio outside can be written."""
+
+
+class ColdItems(OnDisk):
+    """What the model does with items that it was not trained on, measured on items held out of its tables."""
+
+    imputation: Literal["ridge", "knn", "mean"] = Field(description="Where the id part of a new item comes from.")
+    exposure_ratio: float = Field(
+        ge=MIN_EXPOSURE,
+        le=MAX_EXPOSURE,
+        description="Share of the held-out items among users' top K, over their share of the catalogue.",
+    )
+    num_items: int = Field(ge=1, description="Items held out.")
+    num_users: int = Field(ge=1)
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class MaskFigures(OnDisk):
+    """How much a learned mask lets through of the raw dimensions of a modality: figures of its values in 0 to 1."""
+
+    mean: _Share
+    q10: _Share
+    median: _Share
+    q90: _Share
+
+    @model_validator(mode="after")
+    def _quantiles_rise(self) -> Self:
+        if not self.q10 <= self.median <= self.q90:
+            raise ValueError(f"q10, median and q90 do not rise: {self.q10}, {self.median}, {self.q90}")
+        return self
+
+
+class ModalityMask(MaskFigures):
+    """The mask's figures of one modality."""
+
+    modality: ModalityName
+
+
+def _part_names(modalities: list[Modality], parts: list[ModalityName]) -> tuple[str, ...]:
+    return tuple(parts) or tuple([modality.name for modality in modalities])
+
+
+def _check_parts(modalities: list[Modality], parts: list[ModalityName]) -> None:
+    """Raise a ValueError unless the parts are the modalities in their order, then others."""
+    names = [modality.name for modality in modalities]
+    if len(set(names)) != len(names):
+        raise ValueError(f"modalities: the names repeat: {names}")
+    if parts and parts[: len(names)] != names:
+        raise ValueError(f"parts: {parts} do not start with the modalities {names}")
+    for extra in parts[len(names) :]:
+        if extra in names:
+            raise ValueError(f"parts: {extra!r} is a part that the model adds, and a modality of the data: rename it")
+    if len(set(parts)) != len(parts):
+        raise ValueError(f"parts: the names repeat: {parts}")
+
+
 class BundleManifest(OnDisk):
     """`manifest.json` of a bundle: the immutable product of one training run."""
 
@@ -110,9 +197,14 @@ class BundleManifest(OnDisk):
     created_at: datetime
     family: str
     modalities: list[Modality] = Field(min_length=1)
+    parts: list[ModalityName] = Field(
+        default_factory=list,
+        description="What an item's states are of, in order: the modalities, then what the model adds, such as `id` and"
+        " `bias`. Empty: the modalities alone.",
+    )
     dim: int = Field(ge=1, description="Width d of candidate and query vectors.")
     history_dim: int = Field(ge=1, description="Width h of a history row.")
-    state_dim: int = Field(ge=1, description="Width s of a modality state.")
+    state_dim: int = Field(ge=1, description="Width s of the state of one part.")
     history_length: int = Field(ge=1, description="L: histories are cut to the last L items and padded to L.")
     num_queries: int = Field(ge=1)
     metric: Literal["inner_product"] = "inner_product"
@@ -127,10 +219,42 @@ class BundleManifest(OnDisk):
     explanation_methods: list[ExplanationMethod]
     faithfulness: dict[ExplanationMethod, Faithfulness] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict, description="Held-out figures by name, such as recall@20.")
+    warm: WarmItems | None = None
+    known_users: KnownUsers | None = None
+    fold_in: FoldIn | None = None
+    cold_items: ColdItems | None = None
+    modality_mask: list[ModalityMask] = Field(default_factory=list, description="Empty: the model has no mask.")
     dataset_name: str
     data_fingerprint: str
     code_revision: str
     files: list[FileEntry]
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of an item's states, in order."""
+        return _part_names(self.modalities, self.parts)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        _check_parts(self.modalities, self.parts)
+        if self.warm is not None:
+            strange = sorted(set(self.warm.parts) - set(self.part_names))
+            if strange:
+                raise ValueError(f"warm.parts: {strange[0]!r} is not one of the parts {list(self.part_names)}")
+            if len(set(self.warm.parts)) != len(self.warm.parts):
+                raise ValueError(f"warm.parts: the names repeat: {self.warm.parts}")
+        if self.known_users is not None and self.state_dim != self.dim:
+            raise ValueError(
+                f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned an item's"
+                " vector is the sum of its states"
+            )
+        masked = [mask.modality for mask in self.modality_mask]
+        unknown = sorted(set(masked) - {modality.name for modality in self.modalities})
+        if unknown:
+            raise ValueError(f"modality_mask: {unknown[0]!r} is not a modality")
+        if len(set(masked)) != len(masked):
+            raise ValueError(f"modality_mask: the names repeat: {masked}")
+        return self
 
 
 class SearchSettings(OnDisk):
@@ -155,12 +279,25 @@ class SnapshotManifest(OnDisk):
     num_items: int = Field(ge=1)
     dim: int = Field(ge=1, description="Width d of a candidate vector.")
     history_dim: int = Field(ge=1, description="Width h of a history row.")
-    state_dim: int = Field(ge=1, description="Width s of a modality state.")
+    state_dim: int = Field(ge=1, description="Width s of the state of one part.")
     history_is_candidate: bool = Field(description="The candidate table is the history table, too: stored once.")
     modalities: list[Modality]
+    parts: list[ModalityName] = Field(
+        default_factory=list, description="What the states are of, in order. Empty: the modalities alone."
+    )
     factory: str = Field(description="FAISS factory string; Flat is exact.")
     exact: bool
     search: SearchSettings
     recall_at_100: float = Field(ge=0, le=1, description="Of the index against exact search, measured at rebuild.")
     num_encoded: int = Field(ge=0, description="Items that this rebuild encoded; the rest was taken over unchanged.")
     files: list[FileEntry]
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of an item's states, in order."""
+        return _part_names(self.modalities, self.parts)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        _check_parts(self.modalities, self.parts)
+        return self

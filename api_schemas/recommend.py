@@ -105,14 +105,14 @@ class RecommendationRequest(SlateRequest):
 
 
 class ModalityShare(TypedDict):
-    """A modality's share of the interest; the shares of an answer sum to 1."""
+    """The share of the interest that a modality has, or another part of the model's items; an answer's sum to 1."""
 
     modality: str
     share: float
 
 
 class Contribution(TypedDict):
-    """What one modality of a candidate adds to its score."""
+    """What one modality of a candidate adds to its score, or a part that the model adds: `id`, `bias`."""
 
     modality: str
     value: float
@@ -203,7 +203,10 @@ class UserAnswer(Answer):
 
     user_state: Annotated[
         Literal["known", "cold", "anonymous"],
-        Field(description="known: a usable history; cold: an id without one; anonymous: no id."),
+        Field(
+            description="known: a usable history, or a user of whom the model has learned a vector; cold: an id "
+            "without either; anonymous: no id."
+        ),
     ]
     events_used: Annotated[int, Field(description="Past items that were encoded.")]
     unknown_item_ids: Annotated[list[str], Field(description="Ids that the catalogue does not know and could not use.")]

@@ -4,8 +4,9 @@
 `<graph>/in/<tensor>` and `<graph>/out/<tensor>`, such as `user_encoder/in/history`. Replaying them at load is warm-up
 and parity check in one.
 
-Legend of shapes: `B` batch, `L` history length, `M` modalities, `D` vector width, `H` history width, `S` state width,
-`Q` query vectors a user, `K` candidates.
+Legend of shapes: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities, then what the
+model adds, such as a learned id), `D` vector width, `H` history width, `S` state width, `Q` query vectors a user, `K`
+candidates.
 """
 
 import zipfile
@@ -19,9 +20,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from api_schemas.manifest import BundleManifest, GraphName, GraphSpec
+from api_schemas.manifest import BundleManifest, GraphName
 from index.artefacts import MANIFEST, ArtefactError, read_document
 from index.features import Mask, ModelInputs, Vectors
+from index.signatures import check_signature, contract_of
 
 EXPLAINER_OUTPUTS = (
     "scores",
@@ -37,7 +39,6 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
 _RUN_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, ValueError)
-_DTYPES = {"tensor(float)": "float32", "tensor(bool)": "bool", "tensor(int64)": "int64", "tensor(double)": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,14 @@ class EncodedItems:
     history: Vectors
     """`[B, H]`: what the user encoder reads. The same array as `candidates` where the manifest says they are one."""
     states: Vectors
-    """`[B, M, S]`: by modality; zero where it is absent is not promised, `presence` says what counts."""
+    """`[B, P, S]`: by part; zero where it is absent is not promised, `presence` says what counts."""
+    presence: Mask
+    """`[B, P]`: a modality is present when the item has it; what the model adds, when the item has any modality."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedStates:
-    """What the state encoder makes of items whose modality states are known."""
+    """What the state encoder makes of items whose states are known."""
 
     candidates: Vectors
     """`[B, D]`."""
@@ -97,22 +100,33 @@ class Bundle:
         sessions = {}
         for name, spec in manifest.graphs.items():
             session = _load(path / spec.file, num_threads=num_threads)
-            _check_signature(path / spec.file, session, spec, contract=_contract(manifest, name))
+            check_signature(path / spec.file, session, spec, contract=contract_of(manifest, name))
             sessions[name] = session
         return cls(path, manifest, sessions=sessions)
 
     def encode_items(self, inputs: ModelInputs) -> EncodedItems:
-        """Encode a batch of items of any size, also none."""
+        """Encode a batch of items by their modalities alone, of any size, also none.
+
+        Items of a catalogue go through `index.item_encoder`, which knows those that the model was trained on.
+        """
         manifest = self.manifest
         if len(inputs) == 0:
             candidates = np.zeros((0, manifest.dim), dtype=np.float32)
             history = candidates if manifest.history_is_candidate else np.zeros((0, manifest.history_dim), np.float32)
-            return EncodedItems(candidates, history, np.zeros((0, len(self._names), manifest.state_dim), np.float32))
+            states = np.zeros((0, len(manifest.part_names), manifest.state_dim), np.float32)
+            return EncodedItems(candidates, history, states, self._part_presence(inputs.presence))
         feed: dict[str, NDArray[Any]] = dict(zip(self._names, inputs.features, strict=True))
         feed["presence"] = inputs.presence
         session = self._sessions["item_encoder"]
         candidates, states, *rest = session.run(self._item_outputs, feed)
-        return EncodedItems(candidates, rest[0] if rest else candidates, states)
+        return EncodedItems(candidates, rest[0] if rest else candidates, states, self._part_presence(inputs.presence))
+
+    def _part_presence(self, presence_BM: Mask) -> Mask:
+        num_added = len(self.manifest.part_names) - presence_BM.shape[1]
+        if num_added == 0:
+            return presence_BM
+        any_B1 = presence_BM.any(axis=1, keepdims=True)
+        return np.concatenate([presence_BM, np.repeat(any_B1, num_added, axis=1)], axis=1)
 
     def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
         """Encode histories of exactly L places into query vectors `[B, Q, D]`.
@@ -124,20 +138,20 @@ class Bundle:
         queries: Vectors = self._run_users(["queries"], {"history": history_BLH, "mask": mask_BL})[0]
         return queries
 
-    def encode_states(self, states_BMS: Vectors, presence_BM: Mask) -> EncodedStates:
-        """Encode items again from their modality states, say with a modality switched off; of any number, also none.
+    def encode_states(self, states_BPS: Vectors, presence_BP: Mask) -> EncodedStates:
+        """Encode items again from their states, say with a part switched off; of any number, also none.
 
         Args:
-            states_BMS: As `encode_items` gives them; what lies where `presence_BM` is False does not matter.
-            presence_BM: Which modalities to use. An item without any gets zeros, and counts as no item in a history.
+            states_BPS: As `encode_items` gives them; what lies where `presence_BP` is False does not matter.
+            presence_BP: Which parts to use. An item without any gets zeros, and counts as no item in a history.
         """
         manifest = self.manifest
-        if len(states_BMS) == 0:
+        if len(states_BPS) == 0:
             candidates = np.zeros((0, manifest.dim), dtype=np.float32)
             history = candidates if manifest.history_is_candidate else np.zeros((0, manifest.history_dim), np.float32)
             return EncodedStates(candidates, history)
         session = self._sessions["state_encoder"]
-        candidates, *rest = session.run(self._state_outputs, {"states": states_BMS, "presence": presence_BM})
+        candidates, *rest = session.run(self._state_outputs, {"states": states_BPS, "presence": presence_BP})
         return EncodedStates(candidates, rest[0] if rest else candidates)
 
     def explain(
@@ -156,11 +170,11 @@ class Bundle:
         without gradients is cheaper through `encode_states` and `encode_users`.
 
         Args:
-            states: Modality states of the histories `[B, L, M, S]`.
-            presence: `[B, L, M]`.
+            states: States of the histories `[B, L, P, S]`.
+            presence: `[B, L, P]`.
             mask: `[B, L]`.
-            candidate_states: `[K, M, S]`, the same candidates for all histories.
-            candidate_presence: `[K, M]`.
+            candidate_states: `[K, P, S]`, the same candidates for all histories.
+            candidate_presence: `[K, P]`.
             outputs: Some of `EXPLAINER_OUTPUTS`.
         """
         feed = {
@@ -207,67 +221,6 @@ def _load(path: Path, *, num_threads: int) -> ort.InferenceSession:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
         raise ArtefactError(path, f"is not a graph that can be loaded: {_one_line(error)}") from error
-
-
-def _contract(manifest: BundleManifest, graph: GraphName) -> dict[str, tuple[int | None, ...]]:
-    """Return the outputs that a graph must have; None is a free dimension."""
-    modalities, states = len(manifest.modalities), manifest.state_dim
-    length = manifest.history_length
-    if graph == "item_encoder":
-        return {
-            "candidate": (None, manifest.dim),
-            "history": (None, manifest.history_dim),
-            "states": (None, modalities, states),
-        }
-    if graph == "state_encoder":
-        return {"candidate": (None, manifest.dim), "history": (None, manifest.history_dim)}
-    if graph == "user_encoder":
-        return {"queries": (None, manifest.num_queries, manifest.dim)}
-    return {
-        "scores": (None, None),
-        "item_interest": (None, None, length),
-        "modality_interest": (None, None, length, modalities),
-        "item_grad_x_input": (None, None, length),
-        "modality_grad_x_input": (None, None, length, modalities),
-        "contributions": (None, None, modalities),
-        "queries": (None, manifest.num_queries, manifest.dim),
-    }
-
-
-def _check_signature(
-    path: Path, session: ort.InferenceSession, spec: GraphSpec, *, contract: Mapping[str, tuple[int | None, ...]]
-) -> None:
-    for side, tensors, said in (
-        ("input", session.get_inputs(), spec.inputs),
-        ("output", session.get_outputs(), spec.outputs),
-    ):
-        found = {tensor.name: (_DTYPES.get(tensor.type, tensor.type), tuple(tensor.shape)) for tensor in tensors}
-        listed = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in said}
-        for name in found.keys() ^ listed.keys():
-            where = "the graph" if name in found else "the manifest"
-            raise ArtefactError(path, f"{side} {name} is only in {where}")
-        for name, (dtype, shape) in found.items():
-            said_dtype, said_shape = listed[name]
-            if dtype != said_dtype or not _same_shape(shape, said_shape):
-                raise ArtefactError(
-                    path, f"{side} {name} is {dtype} {list(shape)}, the manifest says {said_dtype} {list(said_shape)}"
-                )
-    outputs = {tensor.name: tuple(tensor.shape) for tensor in spec.outputs}
-    for name, expected in contract.items():
-        if name not in outputs:
-            raise ArtefactError(path, f"has no output {name}")
-        if not _same_shape(outputs[name], expected):
-            raise ArtefactError(
-                path, f"output {name} is {list(outputs[name])}, the manifest's sizes ask for {expected}"
-            )
-
-
-def _same_shape(left: Sequence[int | str | None], right: Sequence[int | str | None]) -> bool:
-    """Compare shapes; a dimension that is not a number is free and fits any."""
-    return len(left) == len(right) and all(
-        one == other or not isinstance(one, int) or not isinstance(other, int)
-        for one, other in zip(left, right, strict=True)
-    )
 
 
 def _golden(path: Path, prefix: str) -> dict[str, NDArray[Any]]:

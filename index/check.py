@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from api_schemas.manifest import SearchSettings
 from index.artefacts import ArtefactError
 from index.bundle import Bundle
 from index.exact import ExactIndex
 from index.features import Rows, Vectors, pad_vectors
+from index.known import open_warm_items
 from index.progress import Reporter, silent
 from index.snapshot import IndexSnapshot
 
@@ -62,6 +64,7 @@ def check_snapshot(
     bundle.check_golden()
     _check_values(snapshot, report=report)
     _check_ids(snapshot)
+    _check_known(snapshot, bundle)
     if exact_Bk is None:
         exact_Bk = exact_scores(snapshot, queries_BQD, report=report)
     recall = measure_recall(snapshot, queries_BQD, exact_Bk)
@@ -75,7 +78,7 @@ def check_snapshot(
 
 def _check_sizes(snapshot: IndexSnapshot, bundle: Bundle) -> None:
     ours, theirs = snapshot.manifest, bundle.manifest
-    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities"):
+    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities", "part_names"):
         if getattr(ours, field) != getattr(theirs, field):
             raise ArtefactError(
                 snapshot.path, f"{field} is {getattr(ours, field)}, its bundle has {getattr(theirs, field)}"
@@ -99,8 +102,29 @@ def _check_values(snapshot: IndexSnapshot, *, report: Reporter) -> None:
         raise ArtefactError(snapshot.path, "popular_rows does not have every row once")
 
 
+def _sampled_rows(snapshot: IndexSnapshot) -> Rows:
+    num = min(_SAMPLED_IDS, snapshot.num_items)
+    return np.unique(np.linspace(0, snapshot.num_items - 1, num=num).astype(np.int64))
+
+
+def _check_known(snapshot: IndexSnapshot, bundle: Bundle) -> None:
+    """Compare items that the model knows with what it has learned of them."""
+    warm, table = bundle.manifest.warm, open_warm_items(bundle.path, bundle.manifest)
+    if warm is None or table is None:
+        return
+    rows = _sampled_rows(snapshot)
+    known_rows = table.rows(pa.chunked_array([snapshot.item_ids(rows)]))
+    known = np.flatnonzero(known_rows >= 0)
+    columns = [snapshot.parts.index(part) for part in warm.parts]
+    found, learned = snapshot.states(rows[known])[:, columns], table.vectors[known_rows[known]]
+    wrong = np.flatnonzero((found != learned).any(axis=(1, 2)))
+    if wrong.size:
+        row = int(rows[known[wrong[0]]])
+        raise ArtefactError(snapshot.path, f"states of row {row} are not those that the model has learned of the item")
+
+
 def _check_ids(snapshot: IndexSnapshot) -> None:
-    rows = np.unique(np.linspace(0, snapshot.num_items - 1, num=min(_SAMPLED_IDS, snapshot.num_items)).astype(np.int64))
+    rows = _sampled_rows(snapshot)
     if not np.array_equal(snapshot.rows(snapshot.item_ids(rows)), rows):
         raise ArtefactError(snapshot.path, "ids do not lead back to their rows")
 

@@ -1,10 +1,11 @@
 """Explanations: what each method says about K candidates, one history and a bundle (in words: docs/explanations.md).
 
 The service and `prismrec-train evaluate` both call this, so what was measured is what is served. No method needs raw
-vectors: everything starts at modality states.
+vectors: everything starts at the states of an item's parts. What is said of modalities holds for all parts.
 
 Legend: `K` candidates, `L` history items (real ones, oldest first, no padding), `P` the bundle's fixed history length,
-`M` modalities, `S` state width, `D` vector width, `H` history row, `Q` queries, `V` variants of one history.
+`M` parts of an item (its modalities, then what the model adds), `S` state width, `D` vector width, `H` history row, `Q`
+queries, `V` variants of one history.
 """
 
 from dataclasses import dataclass

@@ -132,6 +132,7 @@ def _manifest(
         state_dim=bundle.state_dim,
         history_is_candidate=bundle.history_is_candidate,
         modalities=bundle.modalities,
+        parts=bundle.parts,
         factory=factory,
         exact=factory == EXACT_FACTORY,
         search=search,

@@ -1,13 +1,13 @@
 """IndexSnapshot: a rebuilt catalogue, opened and ready to be searched. Immutable, memory-mapped, shared by processes.
 
 Files, beside those of `ids`, `items` and `postings`: `candidates.npy` `[N, D]`, `history.npy` `[N, H]` unless it is the
-same, `states/<modality>.npy` `[N, S]`, `presence.npy` `[N, M]`, `norms.npy` `[N, 1 + M]` (of the candidate and of each
+same, `states/<part>.npy` `[N, S]`, `presence.npy` `[N, P]`, `norms.npy` `[N, 1 + P]` (of the candidate and of each
 state), `popularity.npy` `[N]`, `popular_rows.npy` `[N]`, `popular_positions.npy` `[N]`, `content.npy` `[N, 2]` (what an
 item was encoded from, for the next rebuild), `queries.npy` `[B, Q, D]` (users that the recall was measured with), and
 `index.faiss` unless the index is exact.
 
-Legend of shapes: `B` users, `Q` queries a user, `N` items, `M` modalities, `D` vector width, `H` history width, `S`
-state width, `k` results, `n` rows asked for.
+Legend of shapes: `B` users, `Q` queries a user, `N` items, `P` parts of an item (the modalities, then what the model
+adds), `D` vector width, `H` history width, `S` state width, `k` results, `n` rows asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,9 +45,9 @@ SCAN_FROM_ITEMS = 8_192
 Content = NDArray[np.uint64]
 
 
-def states_file(modality: str) -> str:
-    """Return the name of a modality's file of states."""
-    return f"states/{modality}.npy"
+def states_file(part: str) -> str:
+    """Return the name of a part's file of states."""
+    return f"states/{part}.npy"
 
 
 class IndexSnapshot:
@@ -59,8 +59,8 @@ class IndexSnapshot:
         self.path = path
         self.manifest = manifest
         self.num_items = num_items
-        self.modalities = tuple(modality.name for modality in manifest.modalities)
-        num_modalities = len(self.modalities)
+        self.parts = manifest.part_names
+        num_parts = len(self.parts)
 
         self._tables: list[Table] = []
 
@@ -73,10 +73,10 @@ class IndexSnapshot:
         self._candidates_ND: Vectors = candidates.array
         self._history_NH: Vectors = history.array
         self._states_NS: tuple[Vectors, ...] = tuple(
-            table(states_file(name), np.float32, manifest.state_dim).array for name in self.modalities
+            table(states_file(name), np.float32, manifest.state_dim).array for name in self.parts
         )
-        self._presence_NM: Mask = table(PRESENCE_FILE, np.bool_, num_modalities).array
-        self._norms_NX: Vectors = table(NORMS_FILE, np.float32, 1 + num_modalities).array
+        self._presence_NP: Mask = table(PRESENCE_FILE, np.bool_, num_parts).array
+        self._norms_NX: Vectors = table(NORMS_FILE, np.float32, 1 + num_parts).array
         self.popularity: Vectors = table(POPULARITY_FILE, np.float32).array
         """How often each row occurs in the interactions `[N]`."""
         self.popular_rows: Rows = table(POPULAR_ROWS_FILE, np.int64).array
@@ -140,16 +140,16 @@ class IndexSnapshot:
         return self._history_NH.take(_checked(rows), axis=0)
 
     def states(self, rows: Sequence[int] | Rows) -> Vectors:
-        """Return modality states `[n, M, S]`."""
+        """Return the states of the parts `[n, P, S]`."""
         wanted = _checked(rows)
-        states_nMS = np.empty((len(wanted), len(self.modalities), self.manifest.state_dim), dtype=np.float32)
+        states_nPS = np.empty((len(wanted), len(self.parts), self.manifest.state_dim), dtype=np.float32)
         for column, states_NS in enumerate(self._states_NS):
-            states_nMS[:, column] = states_NS.take(wanted, axis=0)
-        return states_nMS
+            states_nPS[:, column] = states_NS.take(wanted, axis=0)
+        return states_nPS
 
     def presence(self, rows: Sequence[int] | Rows) -> Mask:
-        """Return which modalities each item has `[n, M]`."""
-        return self._presence_NM.take(_checked(rows), axis=0)
+        """Return which parts each item has `[n, P]`."""
+        return self._presence_NP.take(_checked(rows), axis=0)
 
     def metadata(self, rows: Sequence[int] | Rows) -> list[Metadata]:
         """Return title, description, image_url, categories (where the item has them) and attributes; do not change."""
@@ -221,28 +221,28 @@ class IndexSnapshot:
         return score_rows(self._candidates_ND, queries_QD, _checked(rows))
 
     def similar(
-        self, row: int, *, k: int, modality: str | None = None, allowed: Selection | Mask | None = None
+        self, row: int, *, k: int, part: str | None = None, allowed: Selection | Mask | None = None
     ) -> tuple[Vectors, Rows]:
         """Return up to k rows most like `row`, without it, best first, as cosines and rows.
 
         Args:
             row: The item.
             k: How many at most.
-            modality: Compare by this modality's states; None: by candidate vectors.
+            part: Compare by the states of this part; None: by candidate vectors.
             allowed: Which rows may be returned.
 
         Returns:
-            Empty arrays when the item has no such modality; items that do not have it are never returned.
+            Empty arrays when the item does not have the part; items that do not have it are never returned.
 
         Raises:
-            ValueError: The snapshot has no such modality.
+            ValueError: The snapshot has no such part.
         """
         column = 0
         table_NX = self._candidates_ND
-        if modality is not None:
-            if modality not in self.modalities:
-                raise ValueError(f"modality: {modality!r} is not one of {list(self.modalities)}")
-            column = 1 + self.modalities.index(modality)
+        if part is not None:
+            if part not in self.parts:
+                raise ValueError(f"part: {part!r} is not one of {list(self.parts)}")
+            column = 1 + self.parts.index(part)
             table_NX = self._states_NS[column - 1]
         (row,) = _checked([row]).tolist()
         norms_N = self._norms_NX[:, column]

@@ -154,8 +154,9 @@ def make_bundle(
         specs = {}
         for name, graph in graphs.items():
             onnx.save(graph, stage.path / f"{name}.onnx")
-            specs[name] = _spec(graph, f"{name}.onnx")
-        golden = _golden(model, from_dataset(data, slice(0, 8), modalities), history_length)
+            specs[name] = graph_spec(graph, f"{name}.onnx")
+        inputs = from_dataset(data, slice(0, 8), modalities)
+        golden = golden_of(model, inputs, model.encode_items(inputs), inputs.presence, history_length)
         np.savez(stage.path / "golden.npz", **golden)
         (stage.path / "config.toml").write_text('kind = "toy"\n')
         (stage.path / "metrics.json").write_text("{}\n")
@@ -253,9 +254,11 @@ def _random_batches(
         yield values.astype(np.float16), rng.random(size) > 0.02
 
 
-def _golden(model: Reference, inputs: ModelInputs, length: int) -> dict[str, np.ndarray]:
+def golden_of(
+    model: Any, inputs: ModelInputs, encoded: dict[str, np.ndarray], presence: np.ndarray, length: int
+) -> dict[str, np.ndarray]:
+    """Return what golden.npz holds: inputs for every graph, and what the model in NumPy makes of them."""
     rng = np.random.default_rng(7)
-    encoded = model.encode_items(inputs)
     num_items = len(inputs)
     lengths = np.array([0, 1, length // 2, length])
     mask = np.arange(length) < lengths[:, None]
@@ -264,21 +267,21 @@ def _golden(model: Reference, inputs: ModelInputs, length: int) -> dict[str, np.
     targets = rng.integers(0, num_items, 5)
     explain = {
         "states": encoded["states"][rows],
-        "presence": inputs.presence[rows],
+        "presence": presence[rows],
         "mask": mask,
         "candidate_states": encoded["states"][targets],
-        "candidate_presence": inputs.presence[targets],
+        "candidate_presence": presence[targets],
     }
     names = [modality.name for modality in model.modalities]
     given = {
         "item_encoder": {**dict(zip(names, inputs.features, strict=True)), "presence": inputs.presence},
-        "state_encoder": {"states": encoded["states"], "presence": inputs.presence},
+        "state_encoder": {"states": encoded["states"], "presence": presence},
         "user_encoder": {"history": history, "mask": mask},
         "explainer": explain,
     }
     expected = {
         "item_encoder": encoded,
-        "state_encoder": model.encode_states(encoded["states"], inputs.presence),
+        "state_encoder": model.encode_states(encoded["states"], presence),
         "user_encoder": {"queries": model.encode_users(history, mask)},
         "explainer": model.explain(**explain),
     }
@@ -287,7 +290,7 @@ def _golden(model: Reference, inputs: ModelInputs, length: int) -> dict[str, np.
     return golden
 
 
-class _Graph:
+class Graph:
     """Collects nodes, so that a graph reads like the formula it is."""
 
     def __init__(self) -> None:
@@ -333,7 +336,7 @@ class _Graph:
 
 
 def _item_encoder(model: Reference) -> onnx.ModelProto:
-    g = _Graph()
+    g = Graph()
     num_modalities = len(model.modalities)
     states = [
         g("Unsqueeze", g("MatMul", modality.name, matrix), [1])
@@ -353,7 +356,7 @@ def _item_encoder(model: Reference) -> onnx.ModelProto:
 
 
 def _state_encoder(model: Reference) -> onnx.ModelProto:
-    g = _Graph()
+    g = Graph()
     num_modalities = len(model.modalities)
     _item(g, model)
     return g.build(
@@ -368,7 +371,7 @@ def _state_encoder(model: Reference) -> onnx.ModelProto:
     )
 
 
-def _item(g: _Graph, model: Reference) -> None:
+def _item(g: Graph, model: Reference) -> None:
     """Add `candidate` and `history` of `states` and `presence`."""
     g.mean("states", "presence", axis=1, output="candidate")
     if model.history_is_candidate:
@@ -379,7 +382,7 @@ def _item(g: _Graph, model: Reference) -> None:
 
 
 def _user_encoder(model: Reference, length: int) -> onnx.ModelProto:
-    g = _Graph()
+    g = Graph()
     items = g("Slice", "history", [0], [model.dim], [2])
     g.queries(model, items, "mask", "queries")
     return g.build(
@@ -389,7 +392,7 @@ def _user_encoder(model: Reference, length: int) -> onnx.ModelProto:
 
 
 def _explainer(model: Reference, length: int) -> onnx.ModelProto:
-    g = _Graph()
+    g = Graph()
     num_modalities, dim = len(model.modalities), model.dim
     items = g.mean("states", "presence", axis=2)
     g.queries(model, items, "mask", "queries")
@@ -438,12 +441,12 @@ def _explainer(model: Reference, length: int) -> onnx.ModelProto:
     )
 
 
-def _best(g: _Graph, by_query: str) -> str:
+def _best(g: Graph, by_query: str) -> str:
     best = g("ReduceMax", by_query, [1], keepdims=1)
     return g("Cast", g("Equal", by_query, best), to=TensorProto.FLOAT)
 
 
-def _spec(model: onnx.ModelProto, file: str) -> GraphSpec:
+def graph_spec(model: onnx.ModelProto, file: str) -> GraphSpec:
     def tensors(values: Any) -> list[TensorSpec]:
         found = []
         for value in values:

@@ -18,7 +18,7 @@ from service.recommend.errors import StoreUnavailable
 from service.recommend.job import Answer, Job
 from service.recommend.ports import StoredHistory
 from service.recommend.servable import Attribution, EncodedItems
-from service.recommend.types import Event, Filter, ServedVersion, Subject
+from service.recommend.types import Event, Filter, ModalityCard, ModelCard, ServedVersion, Subject
 
 WIDTHS = {"visual": 6, "text": 4}
 STATE_DIM = 8
@@ -46,10 +46,19 @@ class FakeServable:
         random = np.random.default_rng(seed)
         self.num_items = num_items
         self.modalities = dict(WIDTHS)
+        self.parts = tuple(WIDTHS)
         self.history_length = length
         self.answer_cpu_s = 0.0005
         self.methods = ("grad_x_input", "decomposition", "occlusion")
         self.version = ServedVersion("fake", "bundle-fake-1", version, datetime(2026, 1, 1, tzinfo=UTC))
+        self.card = ModelCard(
+            version=self.version,
+            parts=self.parts,
+            modalities=tuple(ModalityCard(name, width) for name, width in WIDTHS.items()),
+            methods=self.methods,
+        )
+        self.known_users: dict[str, np.ndarray] = {}
+        """User id to queries `[Q, D]`."""
         self.popular_rows = np.arange(num_items)
         self.raw = {
             name: random.standard_normal((num_items, width)).astype(np.float32) for name, width in WIDTHS.items()
@@ -150,6 +159,9 @@ class FakeServable:
         user_BD = (history_BLH * mask_BL[:, :, np.newaxis]).sum(axis=1) / count_B1
         return user_BD[:, np.newaxis].astype(np.float32)
 
+    def user_queries(self, user_id):
+        return self.known_users.get(user_id)
+
     def search(self, queries_BQD, *, k, allowed=None):
         self._called("search")
         scores_BN = (queries_BQD @ self._vectors.T).max(axis=1)
@@ -187,6 +199,20 @@ class FakeServable:
             grid_KLM=grid_KLM,
             contributions_KM=contributions_KM,
             residual_K=residual_K,
+            additive=True,
+        )
+
+    def decompose(self, queries_QD, *, candidate_states_KMS, candidate_presence_KM):
+        self._called("decompose")
+        num_candidates = len(candidate_states_KMS)
+        contributions_KM = candidate_states_KMS @ queries_QD[0]
+        return Attribution(
+            scores_K=contributions_KM.sum(axis=1),
+            interest_KM=contributions_KM,
+            history_KL=np.zeros((num_candidates, 0), dtype=np.float32),
+            grid_KLM=np.zeros((num_candidates, 0, len(WIDTHS)), dtype=np.float32),
+            contributions_KM=contributions_KM,
+            residual_K=np.zeros(num_candidates, dtype=np.float32),
             additive=True,
         )
 

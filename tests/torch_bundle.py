@@ -18,7 +18,7 @@ class TorchBundle:
         names = [modality.name for modality in self.manifest.modalities]
         raw = dict(zip(names, inputs.features, strict=True))
         out = self.graphs["item_encoder"]({**raw, "presence": inputs.presence})
-        return EncodedItems(out["candidate"], out["history"], out["states"])
+        return EncodedItems(out["candidate"], out["history"], out["states"], inputs.presence)
 
     def encode_states(self, states_BMS, presence_BM):
         out = self.graphs["state_encoder"]({"states": states_BMS, "presence": presence_BM})

@@ -62,6 +62,7 @@ PROBLEM_TYPES = (
 PROBLEMS: Mapping[type[core.RecommendError], ProblemType] = {
     core.NotFound: NOT_FOUND,
     core.ItemNotFound: NOT_FOUND,
+    core.ModelNotFound: NOT_FOUND,
     core.InvalidQuery: VALIDATION_ERROR,
     core.Overloaded: OVERLOADED,
     core.NoServable: NOT_READY,

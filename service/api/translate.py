@@ -8,6 +8,7 @@ import numpy as np
 from api_schemas import recommend as wire
 from api_schemas.events import Event as EventBody
 from api_schemas.explain import ExplainedItem, ExplanationAnswer, ExplanationRequest
+from api_schemas.models import ModelModalities
 from service.recommend import types as core
 from service.recommend.types import ItemId, Query, Slate, Subject, session_subject, user_subject
 
@@ -91,6 +92,22 @@ def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:
         "degraded": [],
         "took_ms": round(took_ms, 3),
     }
+
+
+def model_answer(card: core.ModelCard) -> ModelModalities:
+    """Return the answer of `GET /v1/models/{name}/modalities`."""
+    return ModelModalities.model_validate(
+        {
+            "model": _model(card.version),
+            "parts": card.parts,
+            "modalities": [{"modality": one.name, "dim": one.dim, "mask": one.mask} for one in card.modalities],
+            "explanation_methods": card.methods,
+            "num_known_items": card.num_known_items,
+            "num_known_users": card.num_known_users,
+            "fold_in": card.fold_in,
+            "cold_items": card.cold_items,
+        }
+    )
 
 
 def _subject_of(body: wire.SlateRequest) -> Subject | None:

@@ -55,9 +55,9 @@ class _Picked:
 
 def _answer(servable: Servable, jobs: Sequence[Job]) -> list[Result]:
     results = _in_time(jobs, resolve(jobs, servable))
-    with_history = [r for r in results if isinstance(r, Resolved) and r.history.rows]
+    for_model = [r for r in results if isinstance(r, Resolved) and r.for_model]
     timings_ms: dict[str, float] = {}
-    by_model = _model_picks(servable, with_history, timings_ms) if with_history else {}
+    by_model = _model_picks(servable, for_model, timings_ms) if for_model else {}
     picked: list[_Picked] = []
     for result in results:
         if not isinstance(result, Resolved):
@@ -115,6 +115,7 @@ def _build(servable: Servable, picked: Sequence[_Picked], timings_ms: Mapping[st
             history=one.resolved.history,
             user_state=one.resolved.user_state,
             unknown_item_ids=one.resolved.unknown_item_ids,
+            own_QD=one.resolved.own_QD,
             degraded=() if one.failure is None else (MODEL_FAILED,),
             failure=one.failure,
             timings_ms=timings_ms,

@@ -3,6 +3,7 @@
 * RecommendError
   * NotFound
     * ItemNotFound
+    * ModelNotFound
   * InvalidQuery           what the caller asked can not be answered; names the field
   * Overloaded             too many requests in flight; try again after `retry_after_s`
   * NoServable             no model is loaded (yet)
@@ -27,6 +28,14 @@ class ItemNotFound(NotFound):
     def __init__(self, item_id: str) -> None:
         super().__init__(f"no item {item_id!r} in the catalogue")
         self.item_id = item_id
+
+
+class ModelNotFound(NotFound):
+    """The model that answers is another one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no model {name!r} answers here")
+        self.name = name
 
 
 class InvalidQuery(RecommendError):

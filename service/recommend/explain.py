@@ -1,6 +1,7 @@
 """Explanations of a slate: which past item and which modality weighs how much for each line, and how far to trust it.
 
-Legend: `K` candidates, `L` history items (real ones, no padding), `M` modalities, `S` state width.
+Legend: `K` candidates, `L` history items (real ones, no padding), `M` parts of an item (its modalities, then what the
+model adds), `S` state width.
 """
 
 from collections.abc import Sequence
@@ -38,16 +39,19 @@ def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanati
         FloatingPointError: The explainer returned NaN or infinity.
     """
     servable, method, level = job.servable, job.query.method, job.query.explain
-    chosen = method or servable.methods[0]
-    names = tuple(servable.modalities)
+    # Without a history there is nothing for the other methods to take away or to differentiate by.
+    chosen = "decomposition" if answer.own_QD is not None else method or servable.methods[0]
+    names = servable.parts
     from_model = [place for place, item in enumerate(answer.items) if item.source == "model"]
     lines: dict[int, ItemExplanation] = {}
     attribution: Attribution | None = None
     history: tuple[HistoryInterest, ...] = ()
     shares: tuple[ModalityShare, ...] = ()
-    if from_model and answer.history.rows:
+    if from_model and (answer.history.rows or answer.own_QD is not None):
         attribution = _attribute(servable, answer, from_model, chosen, deadline)
-        words = _Words(chosen, names, answer.history.item_ids, _titles(servable, answer.history))
+        words = _Words(
+            chosen, names, len(servable.modalities), answer.history.item_ids, _titles(servable, answer.history)
+        )
         for index, place in enumerate(from_model):
             lines[place] = _line(answer.items[place], attribution, index, words=words, level=level)
         share_M = servable.modality_shares(attribution.interest_KM, scores_K=attribution.scores_K)
@@ -55,7 +59,7 @@ def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanati
         if level == "full":
             mean_LM = attribution.grid_KLM.mean(axis=0).tolist()
             history = words.interests(attribution.history_KL.mean(axis=0).tolist(), mean_LM)
-    faithfulness = servable.faithfulness(chosen)
+    faithfulness = servable.faithfulness(chosen) if answer.own_QD is None else {}  # measured by taking items away
     return Explanation(
         method=chosen,
         modality_interest=shares,
@@ -68,6 +72,7 @@ def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanati
             additive=attribution.additive if attribution is not None else None,
             any_popular=len(from_model) < len(answer.items),
             any_brought=any(row < 0 for row in answer.history.rows),
+            from_history=answer.own_QD is None,
         ),
     )
 
@@ -81,13 +86,17 @@ def _attribute(
     for start in range(0, rows_K.size, CANDIDATES_AT_ONCE):
         deadline.check()
         rows = rows_K[start : start + CANDIDATES_AT_ONCE]
-        part = servable.attribute(
-            method,
-            states_LMS=states_LMS,
-            presence_LM=presence_LM,
-            candidate_states_KMS=servable.states(rows),
-            candidate_presence_KM=servable.presence(rows),
-        )
+        states_KMS, presence_KM = servable.states(rows), servable.presence(rows)
+        if answer.own_QD is not None:
+            part = servable.decompose(answer.own_QD, candidate_states_KMS=states_KMS, candidate_presence_KM=presence_KM)
+        else:
+            part = servable.attribute(
+                method,
+                states_LMS=states_LMS,
+                presence_LM=presence_LM,
+                candidate_states_KMS=states_KMS,
+                candidate_presence_KM=presence_KM,
+            )
         if not all(np.isfinite(values).all() for values in (part.grid_KLM, part.contributions_KM, part.interest_KM)):
             raise FloatingPointError(f"{method} returned NaN or infinity")
         parts.append(part)
@@ -124,6 +133,8 @@ class _Words:
 
     method: Method
     names: tuple[str, ...]
+    num_modalities: int
+    """So many of the names are modalities; the rest is what the model adds."""
     item_ids: tuple[ItemId, ...]
     titles: Titles
 
@@ -144,6 +155,7 @@ def _line(
     reasons = reasons_for(
         words.method,
         names=words.names,
+        num_modalities=words.num_modalities,
         item_ids=words.item_ids,
         interest_M=attribution.interest_KM[index],
         grid_LM=attribution.grid_KLM[index],

@@ -14,7 +14,7 @@ from service.recommend.errors import InvalidQuery
 from service.recommend.filters import FinalFilter
 from service.recommend.job import Job, UsedHistory
 from service.recommend.servable import EncodedItems, Servable
-from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors
+from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors, user_id_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,13 +27,20 @@ class Resolved:
     """The known ones of the query's candidates, each once, in the order given."""
     filter: FinalFilter
     unknown_item_ids: tuple[ItemId, ...]
+    own_QD: Vectors | None = None
+    """The queries that the model has learned for this user; looked up only where there is no usable history."""
+
+    @property
+    def for_model(self) -> bool:
+        """The model has something to go by."""
+        return bool(self.history.rows) or self.own_QD is not None
 
     @property
     def user_state(self) -> UserState:
-        """Anonymous without a subject; known with a usable history; else cold."""
+        """Anonymous without a subject; known with a usable history or a learned vector; else cold."""
         if self.job.query.subject is None:
             return "anonymous"
-        return "known" if self.history.rows else "cold"
+        return "known" if self.for_model else "cold"
 
 
 def check_query(query: Query, servable: Servable) -> None:
@@ -111,9 +118,11 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
     if not query.include_seen:
         blocked.update(past_rows)
     blocked.discard(-1)
+    history = _last_unique(past_ids, usable_rows, brought, length=servable.history_length)
+    user_id = None if history.rows else user_id_of(query.subject)
     return Resolved(
         job=job,
-        history=_last_unique(past_ids, usable_rows, brought, length=servable.history_length),
+        history=history,
         candidate_rows=known_candidates,
         filter=FinalFilter(
             blocked=blocked,
@@ -122,6 +131,7 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
             min_score=query.min_score,
         ),
         unknown_item_ids=tuple(dict.fromkeys(unknown)),
+        own_QD=None if user_id is None else servable.user_queries(user_id),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from service.recommend.deadline import Deadline
 from service.recommend.ports import StoredHistory
 from service.recommend.servable import EncodedItems, Servable
-from service.recommend.types import ItemId, Query, ScoredItem, UserState
+from service.recommend.types import ItemId, Query, ScoredItem, UserState, Vectors
 
 NO_HISTORY = StoredHistory()
 
@@ -46,6 +46,8 @@ class Answer:
     history: UsedHistory
     user_state: UserState
     unknown_item_ids: tuple[ItemId, ...]
+    own_QD: Vectors | None = None
+    """The user's learned queries, when the model answered from them and not from a history."""
     degraded: tuple[str, ...] = ()
     failure: Exception | None = None
     """What the model raised, when it failed."""

@@ -59,7 +59,7 @@ def _allowed(servable: Servable, restriction: Filter) -> Selection | None:
 
 
 def named_answer(job: Job, item_ids: Sequence[ItemId]) -> Answer:
-    """Score the items that are named, best first; whoever has no usable history gets their popularity.
+    """Score the items that are named, best first; whoever the model has nothing to go by for gets their popularity.
 
     Nothing is recommended here, so no filter applies: the caller asks about these very items.
 
@@ -80,6 +80,7 @@ def named_answer(job: Job, item_ids: Sequence[ItemId]) -> Answer:
         history=resolved.history,
         user_state=resolved.user_state,
         unknown_item_ids=resolved.unknown_item_ids,
+        own_QD=resolved.own_QD,
     )
 
 
@@ -91,7 +92,7 @@ def _resolve(job: Job) -> Resolved:
 
 
 def _score(servable: Servable, resolved: Resolved, rows: Rows) -> tuple[Picks, Source]:
-    source: Source = "model" if resolved.history.rows else "popular"
+    source: Source = "model" if resolved.for_model else "popular"
     scores: NDArray[np.floating] = (
         servable.score(encode_users(servable, [resolved])[0], rows)
         if source == "model"

@@ -15,14 +15,14 @@ import structlog
 from service.recommend.admission import Admission
 from service.recommend.compute import Compute
 from service.recommend.deadline import Deadline
-from service.recommend.errors import DeadlineExceeded, InvalidQuery, Overloaded, StoreUnavailable
+from service.recommend.errors import DeadlineExceeded, InvalidQuery, ModelNotFound, Overloaded, StoreUnavailable
 from service.recommend.explain import explain_answer
 from service.recommend.history import check_query
 from service.recommend.job import NO_HISTORY, Answer, Job
 from service.recommend.listing import held, named_answer, popular_listing, similar_listing
 from service.recommend.ports import HistoryStore, StoredHistory
 from service.recommend.servable import Servable, ServableSource
-from service.recommend.types import Explanation, Filter, ItemId, Listing, Query, Slate, Subject
+from service.recommend.types import Explanation, Filter, ItemId, Listing, ModelCard, Query, Slate, Subject
 
 MAX_SEEN = 1_000
 """So many of a subject's latest events are read: what they name is seen, the last L of it is encoded."""
@@ -135,7 +135,7 @@ class Recommender:
         restriction: Filter = _ANY,
         deadline: Deadline,
     ) -> Listing:
-        """Return what is most like an item, by its fused vector or by one modality; never the item itself.
+        """Return what is most like an item, by its fused vector or by one part of it; never the item itself.
 
         Raises:
             ItemNotFound: The catalogue has no such item.
@@ -145,8 +145,8 @@ class Recommender:
             DeadlineExceeded: The time is up.
         """
         with self._admission, self._servables.acquire() as servable:
-            if modality is not None and modality not in servable.modalities:
-                known = ", ".join(servable.modalities)
+            if modality is not None and modality not in servable.parts:
+                known = ", ".join(servable.parts)
                 raise InvalidQuery("/modality", f"{modality!r} is not a modality of this model; it has {known}")
             started = time.perf_counter()
             work = partial(similar_listing, servable, item_id, k=k, modality=modality, restriction=restriction)
@@ -166,6 +166,18 @@ class Recommender:
             work = partial(popular_listing, servable, k=k, restriction=restriction)
             items = await self._compute.alone(partial(held, servable, work), deadline=deadline)
             return Listing(items, servable.version, {"search": _since_ms(started)})
+
+    def model(self, name: str) -> ModelCard:
+        """Return what the model that answers says of itself, by the name of its family or its version.
+
+        Raises:
+            ModelNotFound: The model that answers has another name and version.
+            NoServable: No version is loaded.
+        """
+        with self._servables.acquire() as servable:
+            if name not in (servable.version.model_name, servable.version.model_version):
+                raise ModelNotFound(name)
+            return servable.card
 
     async def _job(
         self, servable: Servable, query: Query, deadline: Deadline

@@ -1,7 +1,8 @@
 """What the core needs from a loaded version: a protocol, so that the core knows no model runtime and no index library.
 
-Legend: `B` users, `L` history, `M` modalities, `H` history row, `S` state, `D` vector, `Q` queries of a user, `N` the
-items of the catalogue, `K` candidates. Rows are int64 and belong to this one servable.
+Legend: `B` users, `L` history, `M` parts of an item (its modalities, then what the model adds), `H` history row, `S`
+state, `D` vector, `Q` queries of a user, `N` the items of the catalogue, `K` candidates. Rows are int64 and belong to
+this one servable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.recommend.types import Filter, ItemId, Method, ServedVersion, Vectors
+from service.recommend.types import Filter, ItemId, Method, ModelCard, ServedVersion, Vectors
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -40,17 +41,17 @@ class EncodedItems:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
-    """What one explanation method says about `K` candidates, one history of `L` items and `M` modalities."""
+    """What one explanation method says about `K` candidates, one history of `L` items and `M` parts."""
 
     scores_K: Vectors
     interest_KM: Vectors
-    """What each modality as a whole says for each candidate; signed."""
+    """What each part as a whole says for each candidate; signed."""
     history_KL: Vectors
     """How much each past item weighs for each candidate; signed."""
     grid_KLM: Vectors
-    """The same by modality of the past item."""
+    """The same by part of the past item."""
     contributions_KM: Vectors
-    """The score by modality: of the candidate, or for `shapley` of the history."""
+    """The score by part: of the candidate, or for `shapley` of the history."""
     residual_K: Vectors
     additive: bool
     """Contributions and residual sum to the score."""
@@ -67,6 +68,16 @@ class Servable(Protocol):
     @property
     def modalities(self) -> Mapping[str, int]:
         """Width of the raw vector by modality, in the model's order."""
+        ...
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What an item's states are of, in order: the modalities, then what the model adds to them."""
+        ...
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
         ...
 
     @property
@@ -135,15 +146,19 @@ class Servable(Protocol):
         ...
 
     def states(self, rows: Rows) -> Vectors:
-        """Return the modality states `[n, M, S]`."""
+        """Return the states `[n, M, S]`."""
         ...
 
     def presence(self, rows: Rows) -> Mask:
-        """Return which modalities each item has, `[n, M]`."""
+        """Return which parts each item has, `[n, M]`."""
         ...
 
     def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
         """Return the queries `[B, Q, D]` of padded histories."""
+        ...
+
+    def user_queries(self, user_id: str) -> Vectors | None:
+        """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""
         ...
 
     def search(self, queries_BQD: Vectors, *, k: int, allowed: Selection | None = None) -> tuple[Vectors, Rows]:
@@ -160,7 +175,7 @@ class Servable(Protocol):
     def similar(
         self, row: int, *, k: int, modality: str | None, allowed: Selection | None = None
     ) -> tuple[Vectors, Rows]:
-        """Return the k rows most like `row`, by the fused vector or by one modality, as scores and rows `[<= k]`.
+        """Return the k rows most like `row`, by the fused vector or by one part, as scores and rows `[<= k]`.
 
         `row` itself may be among them.
         """
@@ -178,8 +193,14 @@ class Servable(Protocol):
         """Explain K candidates for one history."""
         ...
 
+    def decompose(
+        self, queries_QD: Vectors, *, candidate_states_KMS: Vectors, candidate_presence_KM: Mask
+    ) -> Attribution:
+        """Split the scores of K candidates for queries that `user_queries` gave, by part; there is no history."""
+        ...
+
     def modality_shares(self, interest_KM: Vectors, *, scores_K: Vectors) -> Sequence[float]:
-        """Return each modality's share `[M]` of what speaks for K candidates, as it was judged at release."""
+        """Return each part's share `[M]` of what speaks for K candidates, as it was judged at release."""
         ...
 
 

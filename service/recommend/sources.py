@@ -20,11 +20,19 @@ MAX_EXTRA = 256
 
 
 def encode_users(servable: Servable, users: Sequence[Resolved]) -> Vectors:
-    """Return the queries `[B, Q, D]` of users that each have at least one usable past item.
+    """Return the queries `[B, Q, D]` of users that each have at least one usable past item, or queries of their own.
 
     Raises:
         FloatingPointError: The encoder returned NaN or infinity.
     """
+    own = [user.own_QD for user in users if user.own_QD is not None]
+    if own:
+        own_B = np.array([user.own_QD is not None for user in users])
+        queries_BQD = np.empty((len(users), *own[0].shape), dtype=np.float32)
+        queries_BQD[own_B] = np.stack(own)
+        if len(own) < len(users):
+            queries_BQD[~own_B] = encode_users(servable, [user for user in users if user.own_QD is None])
+        return queries_BQD
     length = servable.history_length
     lengths_B = np.fromiter((len(user.history) for user in users), dtype=np.int64, count=len(users))
     mask_BL: Mask = np.arange(length) < lengths_B[:, np.newaxis]

@@ -33,6 +33,11 @@ def user_subject(user_id: str) -> Subject:
     return Subject(f"u:{user_id}")
 
 
+def user_id_of(subject: Subject | None) -> str | None:
+    """Return the id of a signed-in user; None for a session, or for nobody."""
+    return subject[2:] if subject is not None and subject.startswith("u:") else None
+
+
 def session_subject(session_id: str) -> Subject:
     """Return the subject of an anonymous session."""
     return Subject(f"s:{session_id}")
@@ -97,7 +102,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class ModalityShare:
-    """A modality's share of the interest; the shares of one answer sum to 1."""
+    """The share that a modality, or another part, has of the interest; the shares of one answer sum to 1."""
 
     modality: str
     share: float
@@ -130,7 +135,7 @@ class ItemExplanation:
     item_id: ItemId
     score: float
     contributions: Mapping[str, float]
-    """By modality of the candidate; with `residual` they sum to the score when `additive`."""
+    """By part of the candidate; with `residual` they sum to the score when `additive`."""
     residual: float
     additive: bool
     history: tuple[HistoryInterest, ...]
@@ -196,3 +201,37 @@ class Listing:
     items: tuple[ScoredItem, ...]
     version: ServedVersion
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityCard:
+    """A modality as a model reads it."""
+
+    name: str
+    dim: int
+    """Width of its raw vector."""
+    mask: Mapping[str, float] | None = None
+    """Figures of how much of it a learned mask lets through; None: the model has no mask."""
+
+
+Figures = Mapping[str, float | int | str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a loaded model says of itself, whoever asks."""
+
+    version: ServedVersion
+    parts: tuple[str, ...]
+    """What an item is made of: the modalities, then what the model adds to them."""
+    modalities: tuple[ModalityCard, ...]
+    methods: tuple[Method, ...]
+    """Explanation methods, the default first."""
+    num_known_items: int = 0
+    """Items of which it has learned more than their content says."""
+    num_known_users: int = 0
+    """Users of whom it has learned a vector."""
+    fold_in: Figures | None = None
+    """How well a user is read from the history beside the learned vector, as measured at release."""
+    cold_items: Figures | None = None
+    """What it does with new items, as measured at release."""

@@ -15,13 +15,15 @@ import numpy as np
 from api_schemas.manifest import BundleManifest, SnapshotManifest
 from index.artefacts import MANIFEST, ArtefactError
 from index.bundle import Bundle
-from index.explain import explain, modality_shares
+from index.decompose import decompose
+from index.explain import ExplanationArrays, explain, modality_shares
 from index.features import prepare
+from index.known import KnownTable, open_known_users
 from index.selection import Selection as IndexSelection
 from index.snapshot import IndexSnapshot
 from index.store import ArtifactStore
 from service.recommend.servable import Attribution, EncodedItems, Mask, Rows, Selection
-from service.recommend.types import Filter, Method, ServedVersion, Vectors
+from service.recommend.types import Filter, Method, ModalityCard, ModelCard, ServedVersion, Vectors
 
 _WARM_UP_BATCHES = (1, 2, 4, 8, 16)
 _TIMED = 5
@@ -31,23 +33,34 @@ _TIMED = 5
 class LoadedServable:
     """A version that is loaded, verified and warm. Made by `load_servable`; its maker holds it until `release`."""
 
-    def __init__(self, bundle: Bundle, snapshot: IndexSnapshot, *, answer_cpu_s: float, resources: ExitStack) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        snapshot: IndexSnapshot,
+        *,
+        answer_cpu_s: float,
+        known_users: KnownTable | None = None,
+        resources: ExitStack,
+    ) -> None:
         """Put a bundle and a snapshot that fit together behind the core's protocol.
 
         Args:
             bundle: Its golden cases have been replayed.
             snapshot: Made with this bundle.
             answer_cpu_s: Processor time of one answer.
+            known_users: The bundle's learned users, if it has any.
             resources: What is let go of when the last holder leaves.
         """
         self._bundle = bundle
         self._snapshot = snapshot
+        self._known_users = known_users
         self._resources = resources
         self._lock = threading.Lock()
         self._holds = 1
         self.answer_cpu_s = answer_cpu_s
         manifest = bundle.manifest
         self.modalities: Mapping[str, int] = {modality.name: modality.dim for modality in manifest.modalities}
+        self.parts = manifest.part_names
         self.history_length = manifest.history_length
         self.num_items = snapshot.num_items
         self.methods: tuple[Method, ...] = tuple(manifest.explanation_methods)
@@ -58,6 +71,7 @@ class LoadedServable:
             index_version=snapshot.manifest.version,
             index_built_at=snapshot.manifest.created_at,
         )
+        self.card = _card(manifest, self.version)
         self._faithfulness: Mapping[str, Mapping[str, float]] = {
             method: {name: float(value) for name, value in measured.model_dump(exclude_none=True).items()}
             for method, measured in manifest.faithfulness.items()
@@ -116,7 +130,14 @@ class LoadedServable:
                 arrays[name][place] = vector
         inputs = prepare(arrays, {}, self._bundle.manifest.modalities)
         encoded = self._bundle.encode_items(inputs)
-        return EncodedItems(history_BH=encoded.history, states_BMS=encoded.states, presence_BM=inputs.presence)
+        return EncodedItems(history_BH=encoded.history, states_BMS=encoded.states, presence_BM=encoded.presence)
+
+    def user_queries(self, user_id: str) -> Vectors | None:
+        """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""
+        if self._known_users is None:
+            return None
+        row = self._known_users.row(user_id)
+        return None if row < 0 else self._known_users.vectors[row]
 
     def search(self, queries_BQD: Vectors, *, k: int, allowed: Selection | None = None) -> tuple[Vectors, Rows]:
         """Return the best k allowed rows of each user, best first, as scores `[B, k]` and rows `[B, k]`."""
@@ -125,8 +146,8 @@ class LoadedServable:
     def similar(
         self, row: int, *, k: int, modality: str | None, allowed: Selection | None = None
     ) -> tuple[Vectors, Rows]:
-        """Return the k rows most like `row`, by the fused vector or by one modality."""
-        return self._snapshot.similar(row, k=k, modality=modality, allowed=cast("IndexSelection | None", allowed))
+        """Return the k rows most like `row`, by the fused vector or by one part."""
+        return self._snapshot.similar(row, k=k, part=modality, allowed=cast("IndexSelection | None", allowed))
 
     def attribute(
         self,
@@ -146,20 +167,50 @@ class LoadedServable:
             candidate_states_KMS=candidate_states_KMS,
             candidate_presence_KM=candidate_presence_KM,
         )
-        return Attribution(
-            scores_K=arrays.scores_K,
-            interest_KM=arrays.interest_KM,
-            history_KL=arrays.history_KL,
-            grid_KLM=arrays.grid_KLM,
-            contributions_KM=arrays.contributions_KM,
-            residual_K=arrays.residual_K,
-            additive=arrays.additive,
+        return _attribution(arrays)
+
+    def decompose(
+        self, queries_QD: Vectors, *, candidate_states_KMS: Vectors, candidate_presence_KM: Mask
+    ) -> Attribution:
+        """Split the scores of K candidates for queries that `user_queries` gave, by part; there is no history."""
+        arrays = decompose(
+            self._bundle,
+            queries_QD=queries_QD,
+            candidate_states_KMS=candidate_states_KMS,
+            candidate_presence_KM=candidate_presence_KM,
         )
+        return _attribution(arrays)
 
     def modality_shares(self, interest_KM: Vectors, *, scores_K: Vectors) -> Sequence[float]:
-        """Return each modality's share `[M]` of what speaks for K candidates, as it was judged at release."""
+        """Return each part's share `[M]` of what speaks for K candidates, as it was judged at release."""
         shares: list[float] = modality_shares(interest_KM, scores_K=scores_K).tolist()
         return shares
+
+
+def _attribution(arrays: ExplanationArrays) -> Attribution:
+    return Attribution(
+        scores_K=arrays.scores_K,
+        interest_KM=arrays.interest_KM,
+        history_KL=arrays.history_KL,
+        grid_KLM=arrays.grid_KLM,
+        contributions_KM=arrays.contributions_KM,
+        residual_K=arrays.residual_K,
+        additive=arrays.additive,
+    )
+
+
+def _card(manifest: BundleManifest, version: ServedVersion) -> ModelCard:
+    masks = {mask.modality: mask.model_dump(exclude={"modality"}) for mask in manifest.modality_mask}
+    return ModelCard(
+        version=version,
+        parts=manifest.part_names,
+        modalities=tuple(ModalityCard(one.name, one.dim, masks.get(one.name)) for one in manifest.modalities),
+        methods=tuple(manifest.explanation_methods),
+        num_known_items=manifest.warm.num_items if manifest.warm else 0,
+        num_known_users=manifest.known_users.num_users if manifest.known_users else 0,
+        fold_in=manifest.fold_in.model_dump() if manifest.fold_in else None,
+        cold_items=manifest.cold_items.model_dump() if manifest.cold_items else None,
+    )
 
 
 def load_servable(store: ArtifactStore, version: str, *, num_threads: int = 1) -> LoadedServable:
@@ -187,7 +238,10 @@ def load_servable(store: ArtifactStore, version: str, *, num_threads: int = 1) -
         _check_tables(snapshot, bundle_manifest, where=str(path))
         bundle.check_golden()
         answer_cpu_s = _warm_up(bundle, snapshot)
-        return LoadedServable(bundle, snapshot, answer_cpu_s=answer_cpu_s, resources=resources.pop_all())
+        known_users = open_known_users(bundle_path, bundle_manifest)
+        return LoadedServable(
+            bundle, snapshot, answer_cpu_s=answer_cpu_s, known_users=known_users, resources=resources.pop_all()
+        )
 
 
 def _check_fit(snapshot: SnapshotManifest, bundle: BundleManifest, *, where: str) -> None:
@@ -195,6 +249,8 @@ def _check_fit(snapshot: SnapshotManifest, bundle: BundleManifest, *, where: str
         raise ArtefactError(where, f"dim: {snapshot.dim}, the bundle's vectors have {bundle.dim}")
     if snapshot.modalities != bundle.modalities:
         raise ArtefactError(where, "modalities: not those of the bundle")
+    if snapshot.part_names != bundle.part_names:
+        raise ArtefactError(where, f"parts: {list(snapshot.part_names)}, the bundle's are {list(bundle.part_names)}")
 
 
 def _check_tables(snapshot: IndexSnapshot, bundle: BundleManifest, *, where: str) -> None:
@@ -204,11 +260,11 @@ def _check_tables(snapshot: IndexSnapshot, bundle: BundleManifest, *, where: str
         "states": snapshot.states(first).shape[1:],
         "presence": snapshot.presence(first).shape[1:],
     }
-    num_modalities = len(bundle.modalities)
+    num_parts = len(bundle.part_names)
     expected = {
         "history": (bundle.history_dim,),
-        "states": (num_modalities, bundle.state_dim),
-        "presence": (num_modalities,),
+        "states": (num_parts, bundle.state_dim),
+        "presence": (num_parts,),
     }
     for name, shape in expected.items():
         if found[name] != shape:

@@ -73,8 +73,8 @@ class Exported:
     def agrees(self, graph: str, inputs: dict) -> dict:
         """Assert parity on these inputs, and that nothing is NaN; return the exported graph's outputs.
 
-        2e-5 of a tensor's largest value: both sides sum in float32 (6e-8) a few hundred terms, in another order. Gradients
-        where the attention is all but decided lose most of it: 1.2e-5 was seen with AVX-512, half of that with AVX2.
+        2e-5 of a tensor's largest value: both sides sum in float32 (6e-8) a few hundred terms, in another order.
+        Gradients where the attention is all but decided lose most: 1.2e-5 was seen with AVX-512, less with AVX2.
         """
         found, expected = self.run(graph, inputs), self.graphs[graph](inputs)
         for name, value in found.items():

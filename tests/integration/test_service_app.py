@@ -12,7 +12,9 @@ from index.store import ArtifactStore
 from service import main
 from service.main import Drain, background, create_app
 from service.settings import load_settings
+from tests import bundles
 from tests.http_app import assert_problem
+from tests.id_bundles import MASK, make_id_bundle
 
 
 @asynccontextmanager
@@ -71,6 +73,36 @@ async def test_a_service_answers_explains_and_remembers(toy_store, tmp_path):
         page = (await client.get("/metrics")).text
         assert "prismrec_servable_swaps_total 1.0" in page
         assert "prismrec_store_up 1.0" in page
+
+
+async def test_a_model_with_learned_users_and_items_is_served(toy_dataset, tmp_path):
+    store = ArtifactStore(tmp_path / "store")
+    bundle = make_id_bundle(store, toy_dataset)
+    bundles.make_snapshot(store, toy_dataset, bundle=bundle)
+    async with running(store.root, history=f"sqlite:{tmp_path}/events.db") as client:
+        said = (await client.get("/v1/models/factors/modalities")).json()
+        assert said["model"] == {"name": "factors", "version": bundle}
+        assert said["parts"] == ["visual", "text", "category", "id", "bias"]
+        assert said["modalities"][0] == {"modality": "visual", "dim": 32, "mask": MASK}
+        assert (said["num_known_items"], said["num_known_users"]) == (30, 3)
+        assert (said["fold_in"]["recall"], said["cold_items"]["exposure_ratio"]) == (0.3, 0.9)
+        assert_problem(await client.get("/v1/models/demure/modalities"), "not-found")
+
+        for body in ({"user_id": "zoë"}, {"history": [{"item_id": "i0003"}, {"item_id": "i0004"}]}):
+            answer = (await client.post("/v1/recommendations", json={**body, "k": 5, "explain": "full"})).json()
+            assert (answer["degraded"], answer["events_used"]) == ([], len(body.get("history", ())))
+            for item in answer["items"]:
+                why = item["explanation"]
+                assert item["source"] == "model"
+                assert [part["modality"] for part in why["contributions"]] == said["parts"]
+                total = sum(part["value"] for part in why["contributions"]) + why["residual"]
+                assert total == pytest.approx(item["score"], abs=1e-5 * (1 + abs(item["score"])))
+        vectors = {"text": [1.0] + [0.0] * 23}
+        brought = {"history": [{"item_id": "new", "modalities": vectors}], "k": 3, "method": "shapley"}
+        answer = (await client.post("/v1/explanations", json=brought)).json()
+        (past,) = answer["history"]
+        assert past["by_modality"]["visual"] == 0
+        assert past["by_modality"]["id"] != 0
 
 
 async def test_a_service_starts_before_there_is_a_version_and_follows_when_there_is_one(toy_store, empty):

@@ -13,6 +13,7 @@ NEEDS = [
     ("POST", "/v1/events", "events"),
     ("GET", "/v1/items/i1/similar", "serve"),
     ("GET", "/v1/popular", "serve"),
+    ("GET", "/v1/models/fake/modalities", "explain"),
     ("GET", "/metrics", None),
     ("GET", "/version", None),
 ]

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from api_schemas.events import EventsAnswer
 from api_schemas.explain import ExplanationAnswer
+from api_schemas.models import ModelModalities
 from api_schemas.recommend import ItemsAnswer, RecommendationAnswer
 from service.api.translate import query_of
 from tests.http_app import Rig, assert_problem
@@ -170,3 +171,24 @@ async def test_the_openapi_document_knows_every_field_of_every_answer(rig):
         assert schema["$ref"].rpartition("/")[2] == kind
     assert TypeAdapter(RecommendationAnswer).json_schema()["required"]
     assert ConfigDict  # the documents are made by pydantic
+
+
+@pytest.mark.parametrize("name", ["fake", "bundle-fake-1"])
+async def test_a_model_says_what_it_is_made_of_by_family_and_by_version(client, name):
+    answer = read(ModelModalities, await client.get(f"/v1/models/{name}/modalities"))
+    assert answer == {
+        "model": {"name": "fake", "version": "bundle-fake-1"},
+        "parts": ["visual", "text"],
+        "modalities": [{"modality": "visual", "dim": 6, "mask": None}, {"modality": "text", "dim": 4, "mask": None}],
+        "explanation_methods": ["grad_x_input", "decomposition", "occlusion"],
+        "num_known_items": 0,
+        "num_known_users": 0,
+        "fold_in": None,
+        "cold_items": None,
+    }
+
+
+@pytest.mark.parametrize("name", ["demure", "snapshot-fake-1", "FAKE", "fake%20"])
+async def test_a_model_that_does_not_answer_is_not_found(client, name):
+    problem = assert_problem(await client.get(f"/v1/models/{name}/modalities"), "not-found")
+    assert "answers here" in problem.detail

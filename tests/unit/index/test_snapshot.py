@@ -36,7 +36,7 @@ def test_tables_hold_what_the_encoder_gives(case):
     np.testing.assert_allclose(snapshot.history(rows), encoded.history[rows], rtol=1e-6)
     np.testing.assert_allclose(snapshot.states(rows), encoded.states[rows], rtol=1e-6)
     np.testing.assert_array_equal(snapshot.presence(rows), inputs.presence[rows])
-    assert snapshot.modalities == ("visual", "text", "category")
+    assert snapshot.parts == ("visual", "text", "category")
 
 
 def test_the_history_table_is_stored_only_when_it_is_another(case):
@@ -112,7 +112,7 @@ def test_similar_items_are_those_of_the_largest_cosine_without_the_item(case, mo
     snapshot, encoded, inputs, _ = case
     table, present = encoded.candidates, np.ones(60, bool)
     if modality is not None:
-        column = snapshot.modalities.index(modality)
+        column = snapshot.parts.index(modality)
         table, present = encoded.states[:, column], inputs.presence[:, column]
     with np.errstate(invalid="ignore"):
         unit = table / np.linalg.norm(table, axis=1, keepdims=True)
@@ -122,7 +122,7 @@ def test_similar_items_are_those_of_the_largest_cosine_without_the_item(case, mo
             cosines = np.where(
                 present & (np.arange(60) != row) & (True if mask is None else mask), unit @ unit[row], -2
             )
-            scores, rows = snapshot.similar(row, k=9, modality=modality, allowed=mask)
+            scores, rows = snapshot.similar(row, k=9, part=modality, allowed=mask)
             np.testing.assert_allclose(scores, np.sort(cosines)[::-1][:9], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(cosines[rows], scores, rtol=1e-4, atol=1e-5)
             assert row not in rows
@@ -130,13 +130,13 @@ def test_similar_items_are_those_of_the_largest_cosine_without_the_item(case, mo
 
 def test_an_item_without_the_modality_has_no_similar_ones_and_is_nobodys(case):
     snapshot, *_ = case
-    scores, rows = snapshot.similar(7, k=5, modality="visual")  # the toy's item 7 has no picture
+    scores, rows = snapshot.similar(7, k=5, part="visual")  # the toy's item 7 has no picture
     assert scores.shape == rows.shape == (0,)
-    assert 7 not in snapshot.similar(0, k=60, modality="visual")[1]
+    assert 7 not in snapshot.similar(0, k=60, part="visual")[1]
     assert len(snapshot.similar(0, k=60)[1]) == 59
     assert len(snapshot.similar(0, k=3, allowed=np.zeros(60, bool))[1]) == 0
-    with pytest.raises(ValueError, match="modality: 'sound'"):
-        snapshot.similar(0, k=3, modality="sound")
+    with pytest.raises(ValueError, match="part: 'sound'"):
+        snapshot.similar(0, k=3, part="sound")
 
 
 def test_a_score_is_the_largest_over_the_queries(case):

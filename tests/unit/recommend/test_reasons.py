@@ -19,6 +19,7 @@ def reasons(method, *, interest=None, grid=GRID, contributions=None):
     return reasons_for(
         method,
         names=NAMES,
+        num_modalities=2,
         item_ids=PAST,
         interest_M=np.asarray(grid.sum(axis=0) if interest is None else interest, dtype=np.float32),
         grid_LM=grid,
@@ -78,3 +79,51 @@ def test_caveats_name_what_a_reader_must_know():
     everything = caveats_for("occlusion", measured=False, additive=False, any_popular=True, any_brought=True)
     assert len(everything) == 5
     assert caveats_for("shapley", measured=True, additive=None, any_popular=False, any_brought=False) == ()
+
+
+def added(method, *, grid, contributions):
+    return reasons_for(
+        method,
+        names=(*NAMES, "id", "bias"),
+        num_modalities=2,
+        item_ids=PAST[:2],
+        interest_M=grid.sum(axis=0),
+        grid_LM=grid,
+        contributions=contributions,
+        titles=TITLES,
+    )
+
+
+def test_parts_that_the_model_adds_are_called_by_what_they_are():
+    grid = np.array([[0, 0, 0.5, 0], [0, 0, 0.2, 0]], dtype=np.float32)
+    history, own = added("decomposition", grid=grid, contributions=dict.fromkeys(NAMES, 0.1) | {"id": 0, "bias": 0.9})
+    assert history.text == "Associated most with the learned identity of “Title a” and “Title b” in the history."
+    assert own.text == "Its general appeal goes with the largest part of the score."
+    history, own = added("occlusion", grid=grid, contributions={"visual": 0, "text": 0, "id": 0.9, "bias": 0})
+    assert history.text.startswith("Without the learned identity of “Title a” in the history")
+    assert own.text == "Without its own learned identity the score would be 0.9 lower."
+
+
+def test_a_modality_of_the_data_that_is_called_id_keeps_its_name():
+    reason = reasons_for(
+        "decomposition",
+        names=("id",),
+        num_modalities=1,
+        item_ids=PAST[:1],
+        interest_M=np.ones(1, np.float32),
+        grid_LM=np.ones((1, 1), np.float32),
+        contributions={"id": 1.0},
+        titles=TITLES,
+    )
+    assert [one.text for one in reason] == [
+        "Associated most with the id of “Title a” in the history.",
+        "Of its own modalities, id goes with the largest part of the score.",
+    ]
+
+
+def test_without_a_history_the_caveat_says_where_the_scores_come_from():
+    said = caveats_for(
+        "decomposition", measured=False, additive=True, any_popular=False, any_brought=False, from_history=False
+    )
+    assert "There is no history: the scores come from what the model has learned of this user." in said
+    assert not any("faithfulness" in caveat for caveat in said)

@@ -329,3 +329,31 @@ async def test_an_answer_is_the_same_every_time(house):
     query = {"subject": USER, "history": inline("i7"), "k": 20, "explain": "full"}
     first, second = await house.recommend(**query), await house.recommend(**query)
     assert replace(first, timings_ms={}) == replace(second, timings_ms={})
+
+
+async def test_a_user_whom_the_model_knows_needs_no_history(house):
+    own = np.random.default_rng(5).standard_normal((1, 8)).astype(np.float32)
+    house.servable.known_users["ann"] = own
+    slate = await house.recommend(subject=USER, k=3, explain="full")
+    scores = house.servable.history(np.arange(50)) @ own[0]
+    assert ids(slate) == [f"i{row}" for row in np.argsort(-scores, kind="stable")[:3]]
+    assert (slate.user_state, slate.events_used, slate.explanation.method) == ("known", 0, "decomposition")
+    assert "encode_users" not in house.servable.calls
+    await house.saw("i3")
+    assert ids(await house.recommend(subject=USER, k=3)) == right_answer(house.servable, [3], without={3})[:3]
+
+
+async def test_a_known_user_is_answered_while_the_store_is_away(house):
+    house.servable.known_users["ann"] = np.ones((1, 8), np.float32)
+    house.store.away = True
+    slate = await house.recommend(subject=USER, k=3)
+    assert {item.source for item in slate.items} == {"model"}
+    assert slate.degraded == ("store_unavailable",)
+
+
+async def test_a_known_user_gets_what_is_popular_when_the_search_fails(house):
+    house.servable.known_users["ann"] = np.ones((1, 8), np.float32)
+    house.servable.fail["search"] = RuntimeError("boom")
+    slate = await house.recommend(subject=USER, k=3, explain="full")
+    assert ids(slate) == ["i0", "i1", "i2"]
+    assert slate.degraded == ("model_failed",)
