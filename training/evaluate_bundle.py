@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from api_schemas.manifest import ExplanationMethod, Faithfulness
 from index.bundle import Bundle
 from index.dataset import Dataset
 from index.features import from_dataset
+from index.item_encoder import ItemEncoder
 from training.config import RunConfig, load_config
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Seen, all_users, make_split
@@ -98,9 +100,12 @@ def evaluate_bundle(
 ) -> dict[str, float]:
     """Return mean metrics such as `recall@20` of a bundle on held-out users."""
     candidate_parts, history_parts = [], []
+    encoder = ItemEncoder(bundle)
+    known_N = encoder.known_rows(pa.chunked_array([pa.array(dataset.item_ids, pa.string())]))
     for start in range(0, dataset.num_items, _ITEMS_AT_ONCE):
         stop = min(start + _ITEMS_AT_ONCE, dataset.num_items)
-        encoded = bundle.encode_items(from_dataset(dataset, slice(start, stop), bundle.manifest.modalities))
+        inputs = from_dataset(dataset, slice(start, stop), bundle.manifest.modalities)
+        encoded = encoder.encode(inputs, known_N[start:stop])
         candidate_parts.append(encoded.candidates)
         history_parts.append(encoded.history)
         on_progress("items", stop, dataset.num_items)
