@@ -59,6 +59,7 @@ class ItemEncoder:
         if self._warm is not None:
             known = np.flatnonzero(known_B)
             states_BPS[known[:, None], self._warm_columns] = self._warm.vectors[known_rows[known]]
+            self._warm.release()  # a catalogue is walked through once
         again = self._bundle.encode_states(states_BPS[differs], presence_BP[differs])
         candidates = np.array(encoded.candidates)
         candidates[differs] = again.candidates

@@ -27,12 +27,13 @@ _CHUNK_BYTES = 16 * 1024 * 1024
 class KnownTable:
     """Looks things up by id. Safe to use from several threads."""
 
-    def __init__(self, ids: pa.ChunkedArray, order: NDArray[np.uint64], vectors: Vectors) -> None:
+    def __init__(self, ids: pa.ChunkedArray, order: NDArray[np.uint64], table: Table) -> None:
         """Use `open`."""
         self._ids = ids
         self._order = order
         self._text = TextColumn(pa.table({"id": ids}), "id")
-        self.vectors: Vectors = vectors
+        self._table = table
+        self.vectors: Vectors = table.array
         """`[n, ...]`, read-only."""
 
     @classmethod
@@ -54,7 +55,7 @@ class KnownTable:
         table = Table(vectors_file, dtype=np.float32, shape=shape)
         _refuse_not_finite(vectors_file, table.array, ids)
         table.release()
-        return cls(ids, order, table.array)
+        return cls(ids, order, table)
 
     def __len__(self) -> int:
         """Return the number of ids."""
@@ -75,6 +76,10 @@ class KnownTable:
         found = pc.index_in(wanted.cast(pa.large_string()), value_set=self._ids.combine_chunks())
         rows_n: Rows = found.fill_null(-1).to_numpy().astype(np.int64)
         return rows_n
+
+    def release(self) -> None:
+        """Let the kernel take back the pages that were read, for jobs that walk through all of it once."""
+        self._table.release()
 
 
 def open_known_users(folder: Path, manifest: BundleManifest) -> KnownTable | None:
