@@ -131,6 +131,7 @@ def evaluate(
                 "split": split,
                 "num_users": found.num_users,
                 "metrics": found.metrics,
+                "metrics_of_known": found.metrics_of_known,
                 "faithfulness": faithfulness,
             },
         )
@@ -139,6 +140,8 @@ def evaluate(
     for name in METRICS:
         typer.echo(_told({key: value for key, value in found.metrics.items() if key.startswith(f"{name}@")}))
     figures = _told(_main_figures(found.metrics))
+    if found.metrics_of_known is not None:
+        typer.echo(f"from their learned vectors: {_told(_main_figures(found.metrics_of_known))}")
     typer.echo(f"{manifest.version} on {found.num_users:,} users ({split}): {figures}")
 
 
@@ -146,7 +149,10 @@ def evaluate(
 def baselines(
     *,
     data: DataOption,
-    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Of the user split, as in `run`.")] = "0",
+    split: Annotated[
+        Literal["auto", "users", "interactions", "column"], typer.Option(help="Which split, as `split.kind` in a run.")
+    ] = "auto",
+    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Of the split, as in `run`.")] = "0",
     json_file: JsonOption = None,
 ) -> None:
     """Judge popularity, item-kNN and EASE on the same split, each tuned on the validation users."""
@@ -155,7 +161,8 @@ def baselines(
         runs: dict[str, list[dict[str, float]]] = {}
         for seed in _seeds(seeds):
             with reporting() as report:
-                results = run_baselines(make_split(interactions, SplitConfig(), seed=seed), on_progress=report)
+                made = make_split(interactions, SplitConfig(kind=split), seed=seed)
+                results = run_baselines(made, cutoffs=(10, 20, 50), on_progress=report)
             for result in results:
                 name = f"{result.name} {result.setting}".strip()
                 typer.echo(f"seed {seed}, {name}: {_told(_main_figures(result.test))}")

@@ -16,7 +16,7 @@ from index.features import from_dataset
 from index.item_encoder import ItemEncoder
 from index.store import ArtifactStore
 from training.config import FactorRun, load_config, parse_config
-from training.evaluate_bundle import judged_users
+from training.evaluate_bundle import judge_bundle, judged_users
 from training.factors.bundle import write_tables
 from training.factors.serving import ServingError, check_servable
 from training.factors.trainer import train_factors
@@ -107,6 +107,9 @@ def test_every_family_is_exported_with_what_it_learned(made):
     inputs = from_dataset(dataset, slice(0, dataset.num_items), manifest.modalities)
     known = encoder.known_rows(pa.chunked_array([pa.array(dataset.item_ids, pa.string())]))
     np.testing.assert_allclose(encoder.encode(inputs, known).candidates, trained.served.items_ID, atol=2e-5)
+    judged = judge_bundle(bundle, dataset, which="test", num_explained=0, on_progress=lambda *_: None)
+    assert judged.metrics == pytest.approx(trained.metrics["test_from_history"], abs=1e-6)
+    assert judged.metrics_of_known == pytest.approx(manifest.metrics, abs=1e-6)
     assert {entry.path for entry in manifest.files} >= {"stages.json", "known_users.arrow", "known_queries.npy"}
 
 

@@ -204,4 +204,4 @@ def test_vbpr_is_one_inner_product_and_its_loss_the_golden_one():
     torch.testing.assert_close(items, double([[0.3, 0.4, 0.1, 0.2, 0.115], [-0.2, 0.6, 0.4, 0.19, -0.015]]))
     scores = items @ model.users(torch.tensor([0]))[0]
     torch.testing.assert_close(scores, double([0.065, -0.056]))
-    assert float(bpr(scores[:1], scores[None, 1:])) == pytest.approx(0.634476190196, rel=1e-9)
+    assert bpr(scores[:1], scores[None, 1:]).item() == pytest.approx(0.634476190196, rel=1e-9)
