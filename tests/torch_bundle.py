@@ -4,15 +4,22 @@ from types import SimpleNamespace
 
 from index.bundle import EncodedItems, EncodedStates
 from training.export import graphs_of
-from training.models import ContentModel
+from training.models import ServableModel
 
 
 class TorchBundle:
     """As much of `index.bundle.Bundle` as explanations and their measurement need."""
 
-    def __init__(self, model: ContentModel) -> None:
+    def __init__(self, model: ServableModel) -> None:
         self.graphs = graphs_of(model)
-        self.manifest = SimpleNamespace(history_length=model.history_length, modalities=list(model.modalities))
+        self.path = None
+        self.manifest = SimpleNamespace(
+            history_length=model.history_length,
+            modalities=list(model.modalities),
+            part_names=model.part_names,
+            warm=None,
+            history_is_candidate=True,
+        )
 
     def encode_items(self, inputs):
         names = [modality.name for modality in self.manifest.modalities]

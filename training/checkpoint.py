@@ -8,6 +8,7 @@ function of the run's seed and the step's number.
 import contextlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -33,11 +34,22 @@ class Validation(OnDisk):
     metrics: dict[str, float]
 
 
+class StageReport(OnDisk):
+    """What a finished stage of a run took and told."""
+
+    name: str
+    steps: int
+    seconds: float
+    facts: dict[str, float | list[float]] = Field(default_factory=dict)
+
+
 class RunState(OnDisk):
     """Where a run is, apart from its tensors."""
 
     run: str = Field(description="Digest of configuration and data: a checkpoint fits one run only.")
-    step: int = Field(ge=0, description="Steps done.")
+    stage: int = Field(default=0, ge=0, description="Stages done; content models have one.")
+    reports: list[StageReport] = Field(default_factory=list, description="Of the stages done.")
+    step: int = Field(ge=0, description="Steps done, of this stage.")
     best_step: int = Field(ge=0)
     best: float | None = Field(description="Best value of the monitored metric so far; None before any validation.")
     misses: int = Field(ge=0, description="Validations since then.")
@@ -50,6 +62,19 @@ class RunState(OnDisk):
     def start(cls, run: str) -> Self:
         """Return the state before the first step."""
         return cls(run=run, step=0, best_step=0, best=None, misses=0, validations=[], elapsed_s=0.0)
+
+    def next_stage(self, report: StageReport) -> Self:
+        """Return the state before the first step of the next stage; the last best figures stay to be seen."""
+        return self.model_copy(
+            update={
+                "stage": self.stage + 1,
+                "reports": [*self.reports, report],
+                "step": 0,
+                "best_step": 0,
+                "best": None,
+                "misses": 0,
+            }
+        )
 
     def after_validation(self, metrics: Mapping[str, float], *, monitor: str) -> Self:
         """Return the state with a validation added; an equal value is no better."""
@@ -65,7 +90,13 @@ class RunState(OnDisk):
 
 
 def save_checkpoint(
-    folder: Path, state: RunState, *, model: nn.Module, optimiser: torch.optim.Optimizer, best: Mapping[str, Tensor]
+    folder: Path,
+    state: RunState,
+    *,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer | None,
+    best: Mapping[str, Tensor],
+    carry: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint and remove the one before.
 
@@ -73,8 +104,9 @@ def save_checkpoint(
         folder: Of this run; made if missing.
         state: Its `tensors` and `sha256` are set here.
         model: Current parameters and buffers.
-        optimiser: Its per-parameter tensors.
+        optimiser: Its per-parameter tensors; None before the first step of a stage.
         best: Parameters of the best validation so far.
+        carry: What the stages before handed on.
 
     Raises:
         OSError: The disk is full or fails; the old checkpoint stays.
@@ -82,9 +114,10 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for index, values in optimiser.state_dict()["state"].items():
+    tensors |= {f"carry.{name}": value for name, value in (carry or {}).items()}
+    for index, values in (optimiser.state_dict()["state"] if optimiser is not None else {}).items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    path = folder / f"step-{state.step:09d}.safetensors"
+    path = folder / f"stage-{state.stage:03d}-step-{state.step:09d}.safetensors"
     temporary = folder / f".tmp-{path.name}"
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
     fsync_path(temporary)
@@ -96,16 +129,39 @@ def save_checkpoint(
             old.unlink()
 
 
-def load_checkpoint(
-    folder: Path, *, run: str, model: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[RunState, dict[str, Tensor]] | None:
-    """Put model and optimiser back where the checkpoint left them.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint that was read and fits its run; nothing is restored from it yet."""
 
-    Returns:
-        The state and the best parameters so far; None when the folder holds no checkpoint.
+    state: RunState
+    tensors: dict[str, Tensor]
+
+    @property
+    def best(self) -> dict[str, Tensor]:
+        """Return the parameters of the best validation so far."""
+        return _below(self.tensors, "best.")
+
+    @property
+    def carry(self) -> dict[str, Tensor]:
+        """Return what finished stages handed on."""
+        return _below(self.tensors, "carry.")
+
+    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Put model and optimiser back where the checkpoint left them."""
+        # Loading casts to the dtype of the parameter; a step count stays what it was.
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below(self.tensors, "optimiser.").items():
+            index, _, key = name.partition(".")
+            entries.setdefault(int(index), {})[key] = value
+        model.load_state_dict(_below(self.tensors, "model."))
+        optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def read_checkpoint(folder: Path, *, run: str) -> Loaded | None:
+    """Return the checkpoint in a folder; None when it holds none.
 
     Raises:
-        CheckpointError: It is damaged or belongs to another configuration or data set; nothing was changed.
+        CheckpointError: It is damaged or belongs to another configuration or data set.
     """
     path = folder / _STATE_FILE
     if not path.exists():
@@ -119,15 +175,25 @@ def load_checkpoint(
     tensor_path = folder / Path(state.tensors).name
     if not tensor_path.is_file() or sha256_of(tensor_path) != state.sha256:
         raise CheckpointError(f"{tensor_path}: is missing or damaged")
-    tensors = load_file(tensor_path)
-    # Loading casts to the dtype of the parameter; a step count stays what it was.
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below(tensors, "optimiser.").items():
-        index, _, key = name.partition(".")
-        entries.setdefault(int(index), {})[key] = value
-    model.load_state_dict(_below(tensors, "model."))
-    optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
-    return state, _below(tensors, "best.")
+    return Loaded(state, load_file(tensor_path))
+
+
+def load_checkpoint(
+    folder: Path, *, run: str, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[RunState, dict[str, Tensor]] | None:
+    """Put model and optimiser back where the checkpoint left them.
+
+    Returns:
+        The state and the best parameters so far; None when the folder holds no checkpoint.
+
+    Raises:
+        CheckpointError: It is damaged or belongs to another configuration or data set; nothing was changed.
+    """
+    found = read_checkpoint(folder, run=run)
+    if found is None:
+        return None
+    found.restore(model, optimiser)
+    return found.state, found.best
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -17,7 +17,7 @@ from index.progress import reporting
 from index.store import ArtifactStore
 from training.baselines import run_baselines
 from training.checkpoint import remove_checkpoints
-from training.config import ConfigError, RunConfig, load_config
+from training.config import AnyRun, ConfigError, load_config
 from training.data.cli import app as data_app
 from training.data.interactions import read_interactions
 from training.data.split import SplitConfig, make_split
@@ -26,7 +26,8 @@ from training.golden import ParityError
 from training.interrupt import stopping_on_signals
 from training.progress import watching
 from training.publish import publish_bundle
-from training.trainer import Interrupted, TrainingError, run_digest, train
+from training.runs import run_training
+from training.trainer import Interrupted, TrainingError, run_digest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +67,7 @@ def run(
         dataset = Dataset.open(data)
         checkpoints = store / ".checkpoints" / f"{settings.name}-{run_digest(settings, dataset)[:12]}"
         with watching(monitor=settings.eval.monitor) as observer, stopping_on_signals() as should_stop:
-            trained = train(
+            made = run_training(
                 settings,
                 dataset,
                 checkpoints=checkpoints,
@@ -75,23 +76,26 @@ def run(
                 resume=resume,
                 should_stop=should_stop,
             )
-        metrics = {"valid": trained.valid_metrics} | ({"test": trained.test_metrics} if trained.test_metrics else {})
-        unseen = trained.split.test if trained.test_metrics else trained.split.valid
         with reporting() as report:
             version = publish_bundle(
                 ArtifactStore(store),
-                model=trained.model,
+                model=made.model,
                 config=settings,
                 dataset=dataset,
-                metrics=metrics,
-                judged=judged_users(dataset, trained.interactions, unseen, settings),
+                metrics=made.metrics,
+                judged=judged_users(dataset, made.interactions, made.unseen, settings),
+                extras=made.extras,
                 on_progress=report,
             )
         remove_checkpoints(checkpoints)
-    for part, values in metrics.items():
+    for part, values in made.metrics.items():
         typer.echo(f"{part}: {_told(_main_figures(values))}")
-    state = trained.state
-    typer.echo(f"trained {state.step:,} steps in {state.elapsed_s:,.0f} s; the best were the first {state.best_step:,}")
+    state = made.state
+    for stage in state.reports:
+        typer.echo(f"{stage.name}: {stage.steps:,} steps in {stage.seconds:,.1f} s {_facts(stage.facts)}".rstrip())
+    best = "" if state.reports else f"; the best were the first {state.best_step:,}"
+    steps = state.step + sum(stage.steps for stage in state.reports)
+    typer.echo(f"trained {steps:,} steps in {state.elapsed_s:,.0f} s{best}")
     typer.echo(f"published in {store}: {version}")
 
 
@@ -127,6 +131,7 @@ def evaluate(
                 "split": split,
                 "num_users": found.num_users,
                 "metrics": found.metrics,
+                "metrics_of_known": found.metrics_of_known,
                 "faithfulness": faithfulness,
             },
         )
@@ -135,6 +140,8 @@ def evaluate(
     for name in METRICS:
         typer.echo(_told({key: value for key, value in found.metrics.items() if key.startswith(f"{name}@")}))
     figures = _told(_main_figures(found.metrics))
+    if found.metrics_of_known is not None:
+        typer.echo(f"from their learned vectors: {_told(_main_figures(found.metrics_of_known))}")
     typer.echo(f"{manifest.version} on {found.num_users:,} users ({split}): {figures}")
 
 
@@ -142,7 +149,10 @@ def evaluate(
 def baselines(
     *,
     data: DataOption,
-    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Of the user split, as in `run`.")] = "0",
+    split: Annotated[
+        Literal["auto", "users", "interactions", "column"], typer.Option(help="Which split, as `split.kind` in a run.")
+    ] = "auto",
+    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Of the split, as in `run`.")] = "0",
     json_file: JsonOption = None,
 ) -> None:
     """Judge popularity, item-kNN and EASE on the same split, each tuned on the validation users."""
@@ -151,7 +161,8 @@ def baselines(
         runs: dict[str, list[dict[str, float]]] = {}
         for seed in _seeds(seeds):
             with reporting() as report:
-                results = run_baselines(make_split(interactions, SplitConfig(), seed=seed), on_progress=report)
+                made = make_split(interactions, SplitConfig(kind=split), seed=seed)
+                results = run_baselines(made, cutoffs=(10, 20, 50), on_progress=report)
             for result in results:
                 name = f"{result.name} {result.setting}".strip()
                 typer.echo(f"seed {seed}, {name}: {_told(_main_figures(result.test))}")
@@ -163,7 +174,7 @@ def baselines(
         typer.echo(f"mean of {len(found)}, {name}: {told}")
 
 
-def _settings(config: Path, overrides: list[str]) -> RunConfig:
+def _settings(config: Path, overrides: list[str]) -> AnyRun:
     try:
         return load_config(config, overrides)
     except ConfigError as error:
@@ -200,6 +211,13 @@ def _wrong_usage(reason: str) -> NoReturn:
 
 def _main_figures(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith(("recall@", "ndcg@"))}
+
+
+def _facts(facts: Mapping[str, float | list[float]]) -> str:
+    return ", ".join(
+        f"{name} {' '.join(f'{one:.3g}' for one in value) if isinstance(value, list) else f'{value:.3g}'}"
+        for name, value in facts.items()
+    )
 
 
 def _told(values: Mapping[str, float | int]) -> str:

@@ -8,7 +8,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -17,7 +17,7 @@ from training.data.batches import PairsConfig
 from training.data.conditioning import ConditioningConfig
 from training.data.negatives import FullSoftmaxConfig, NegativesConfig
 from training.data.split import SplitConfig
-from training.models import ModelConfig
+from training.models import ContentFamily, FactorFamily, InvrlConfig, ModelConfig
 from training.settings import Settings
 
 MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
@@ -37,12 +37,36 @@ class OptimConfig(Settings):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-7, ge=0, description="L2 on all parameters, through Adam as the paper has it.")
     clip_norm: float | None = Field(1.0, gt=0, description="Longest gradient over all parameters; unset: any.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Of the learning rate, to 0.")
     warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises from 0.")
+
+
+class ContentOptimConfig(OptimConfig):
+    """How content models are trained."""
+
+    weight_decay: float = Field(1e-7, ge=0, description="L2 on all parameters, through Adam as the paper has it.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast; parameters stay float32."
+    )
+
+
+class FactorOptimConfig(OptimConfig):
+    """How id-based models are trained. Losses are means over the pairs of a step."""
+
+    batch_size: int = Field(
+        2048, ge=1, le=1_000_000, description="Pairs of a step; users with all their pairs where negatives are `full`."
+    )
+    epochs: int = Field(100, ge=1, le=100_000, description="Passes over the training pairs, at most.")
+    lr: float = Field(1e-3, gt=0)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    clip_norm: float | None = Field(None, gt=0, description="Longest gradient over all parameters; unset: any.")
+    l2_tables: float = Field(0.0, ge=0, description="Weight of the squared length of users' and items' own numbers.")
+    l2_projection: float = Field(0.0, ge=0, description="The same of the projection of content, always whole.")
+    l2_scope: Literal["batch", "tables"] = Field(
+        "batch",
+        description="batch: half the squared length of the rows that a pair touches, as LightGCN has it. tables: of "
+        "the whole tables in every step, as InvRL has it.",
     )
 
 
@@ -70,24 +94,72 @@ class ExportConfig(Settings):
     )
 
 
+class ServingConfig(Settings):
+    """How an id-based model is served to users and items that it was not trained on."""
+
+    fold_in: Literal["affine", "mean"] = Field(
+        "affine",
+        description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
+        "closed form to the learned users.",
+    )
+    min_fold_in: float = Field(
+        0.8, ge=0, le=1, description="Least recall from a history over that from learned vectors; below, no bundle."
+    )
+    cold_items: Literal["ridge", "mean"] = Field(
+        "ridge", description="Learned part of a new item: predicted from its content by ridge regression, or the mean."
+    )
+
+
 class RunConfig(Settings):
-    """One training run."""
+    """What every training run is told."""
 
     name: str = Field(
         "run", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$", description="Becomes part of the bundle's version."
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of initialisation, sampling, and the user split.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of initialisation, sampling, and the split.")
     model: ModelConfig
     split: SplitConfig = SplitConfig()
-    conditioning: ConditioningConfig = ConditioningConfig()
-    pairs: PairsConfig = PairsConfig()
-    negatives: NegativesConfig = FullSoftmaxConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+class ContentRun(RunConfig):
+    """One training run of a content model."""
+
+    model: Annotated[ContentFamily, Field(discriminator="kind")]
+    conditioning: ConditioningConfig = ConditioningConfig()
+    pairs: PairsConfig = PairsConfig()
+    negatives: NegativesConfig = FullSoftmaxConfig()
+    optim: ContentOptimConfig = ContentOptimConfig()
+
+
+class FactorRun(RunConfig):
+    """One training run of an id-based model."""
+
+    model: Annotated[FactorFamily, Field(discriminator="kind")]
+    conditioning: ConditioningConfig = ConditioningConfig(kind="raw")
+    optim: FactorOptimConfig = FactorOptimConfig()
+    serving: ServingConfig = ServingConfig()
+
+    @model_validator(mode="after")
+    def _masks_are_of_raw_dimensions(self) -> Self:
+        if isinstance(self.model, InvrlConfig) and self.conditioning.kind == "whiten":
+            raise ValueError("conditioning.kind = whiten would mask directions; invrl masks raw dimensions: raw, scale")
+        return self
+
+
+AnyRun = ContentRun | FactorRun
+
+_RUNS: dict[str, type[ContentRun] | type[FactorRun]] = {
+    family.model_fields["kind"].default: run
+    for run, families in ((ContentRun, get_args(ContentFamily)), (FactorRun, get_args(FactorFamily)))
+    for family in families
+}
+"""By the model's kind."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> AnyRun:
     """Return the configuration in a TOML file, after `key=value` overrides such as `optim.lr=1e-3`.
 
     Raises:
@@ -100,7 +172,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(text, overrides, source=str(path))
 
 
-def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> RunConfig:
+def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> AnyRun:
     """Return the configuration in a TOML text; see `load_config`."""
     try:
         document = tomllib.loads(text)
@@ -109,10 +181,19 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "con
     for override in overrides:
         _override(document, override)
     try:
-        return RunConfig.model_validate(document)
+        return _run_of(document, source=source).model_validate(document)
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in e['loc']) or 'document'}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _run_of(document: Mapping[str, object], *, source: str) -> type[ContentRun] | type[FactorRun]:
+    """Return which kind of run this is; what is wrong apart from `model.kind` is left to validation."""
+    model = document.get("model")
+    kind = model.get("kind") if isinstance(model, dict) else None
+    if kind is not None and kind not in _RUNS:
+        raise ConfigError(f"{source}: model.kind: {kind!r} is none of {', '.join(map(repr, _RUNS))}")
+    return ContentRun if kind is None else _RUNS[kind]
 
 
 def _override(document: dict[str, object], override: str) -> None:

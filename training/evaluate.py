@@ -14,7 +14,7 @@ from index.features import pad_history
 from index.metrics import METRICS, per_user
 from training.data.catalogue import Catalogue
 from training.data.split import HeldOut, Seen
-from training.models import ContentModel
+from training.models import ServableModel
 
 _SCORES_AT_ONCE = 1 << 24
 """Scores of one piece: 64 MB."""
@@ -26,7 +26,7 @@ ScoreUsers = Callable[[slice], Tensor]
 
 
 def evaluate_model(
-    model: ContentModel,
+    model: ServableModel,
     catalogue: Catalogue,
     users: HeldOut,
     *,

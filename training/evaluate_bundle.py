@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from api_schemas.manifest import ExplanationMethod, Faithfulness
 from index.bundle import Bundle
 from index.dataset import Dataset
 from index.features import from_dataset
+from index.item_encoder import ItemEncoder
+from index.known import open_known_users
 from training.config import RunConfig, load_config
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Seen, all_users, make_split
@@ -35,6 +38,9 @@ class Judgement:
 
     num_users: int
     metrics: dict[str, float]
+    """Of users read from their histories, as requests with a history are answered."""
+    metrics_of_known: dict[str, float] | None
+    """Of the same users from their learned vectors, where the bundle knows all of them."""
     faithfulness: dict[ExplanationMethod, Faithfulness]
 
 
@@ -61,8 +67,14 @@ def judge_bundle(
     users = _users(bundle, dataset, interactions, config, which)
     if len(users) == 0:
         raise ValueError(f"{dataset.path}: no user has both a history to read and a target to find")
-    metrics = evaluate_bundle(
-        bundle, dataset, users, cutoffs=config.eval.cutoffs, seen=config.eval.seen, on_progress=on_progress
+    metrics, of_known = evaluate_bundle(
+        bundle,
+        dataset,
+        users,
+        user_ids=[interactions.user_ids[user] for user in users.users_B],
+        cutoffs=config.eval.cutoffs,
+        seen=config.eval.seen,
+        on_progress=on_progress,
     )
     faithfulness = measure_faithfulness(
         bundle,
@@ -71,7 +83,7 @@ def judge_bundle(
         seed=config.seed,
         on_user=lambda done, total: on_progress("explanations", done, total),
     )
-    return Judgement(len(users), metrics, faithfulness)
+    return Judgement(len(users), metrics, of_known, faithfulness)
 
 
 def judged_users(
@@ -92,15 +104,23 @@ def evaluate_bundle(
     dataset: Dataset,
     users: HeldOut,
     *,
+    user_ids: Sequence[str],
     cutoffs: Sequence[int],
     seen: Seen = "mask",
     on_progress: OnProgress,
-) -> dict[str, float]:
-    """Return mean metrics such as `recall@20` of a bundle on held-out users."""
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Return mean metrics such as `recall@20` of a bundle on held-out users.
+
+    They are of users read from their histories; and of the same users from their learned vectors, where the bundle has
+    one for each of `user_ids`.
+    """
     candidate_parts, history_parts = [], []
+    encoder = ItemEncoder(bundle)
+    known_N = encoder.known_rows(pa.chunked_array([pa.array(dataset.item_ids, pa.string())]))
     for start in range(0, dataset.num_items, _ITEMS_AT_ONCE):
         stop = min(start + _ITEMS_AT_ONCE, dataset.num_items)
-        encoded = bundle.encode_items(from_dataset(dataset, slice(start, stop), bundle.manifest.modalities))
+        inputs = from_dataset(dataset, slice(start, stop), bundle.manifest.modalities)
+        encoded = encoder.encode(inputs, known_N[start:stop])
         candidate_parts.append(encoded.candidates)
         history_parts.append(encoded.history)
         on_progress("items", stop, dataset.num_items)
@@ -113,7 +133,17 @@ def evaluate_bundle(
         on_progress("users", piece.stop, len(users))
         return (query_BQD @ candidate_ND.T).amax(dim=1)
 
-    return evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
+    metrics = evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
+    known = open_known_users(bundle.path, bundle.manifest)
+    rows_B = np.array([-1 if known is None else known.row(user_id) for user_id in user_ids], np.int64)
+    if known is None or (rows_B < 0).any():
+        return metrics, None
+    query_BQD = torch.from_numpy(known.vectors[rows_B])
+
+    def score_known(piece: slice) -> Tensor:
+        return (query_BQD[piece] @ candidate_ND.T).amax(dim=1)
+
+    return metrics, evaluate_scores(score_known, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
 
 
 def _users(bundle: Bundle, dataset: Dataset, interactions: Interactions, config: RunConfig, which: Which) -> HeldOut:

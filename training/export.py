@@ -1,9 +1,9 @@
-"""From a trained content model to the ONNX graphs of a bundle, with the numbers that prove them.
+"""From a trained model to the ONNX graphs of a bundle, with the numbers that prove them.
 
 What the graphs compute is in `training.export_graphs`; how a bundle is put together is in `training.publish`.
 
-Legend: `B` batch, `L` history length, `M` modalities, `D_m` raw width, `S` state width, `D` vector width, `Q` queries,
-`K` candidates.
+Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
+state width, `D` vector width, `Q` queries, `K` candidates.
 """
 
 import copy
@@ -23,8 +23,8 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.manifest import GraphName, GraphSpec, TensorSpec
-from training.export_graphs import Explainer, ItemEncoder, StateEncoder, UserEncoder
-from training.models import ContentModel
+from training.export_graphs import AffineExplainer, Explainer, ItemEncoder, StateEncoder, UserEncoder
+from training.models import ServableModel
 
 ITEM_OUTPUTS = ("candidate", "history", "states")
 STATE_OUTPUTS = ("candidate", "history")
@@ -70,15 +70,17 @@ class Graph:
         return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
 
 
-def graphs_of(model: ContentModel) -> dict[GraphName, Graph]:
+def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
     """Return the four graphs of a model: a copy in eval mode, float32, on the CPU; the model itself is left alone."""
     frozen = copy.deepcopy(model).cpu().float().eval().requires_grad_(requires_grad=False)
     batch, candidates = _example_sizes(frozen)
-    length, num_modalities = model.history_length, len(model.modalities)
-    shape_BLM = (batch, length, num_modalities)
+    length, num_parts = model.history_length, len(model.part_names)
+    shape_BLP = (batch, length, num_parts)
     raw = {modality.name: torch.zeros(batch, modality.dim) for modality in model.modalities}
-    presence_BM = torch.ones(batch, num_modalities, dtype=torch.bool)
-    states_BMS = torch.zeros(batch, num_modalities, model.state_dim)
+    presence_BM = torch.ones(batch, len(model.modalities), dtype=torch.bool)
+    presence_BP = torch.ones(batch, num_parts, dtype=torch.bool)
+    states_BPS = torch.zeros(batch, num_parts, model.state_dim)
+    is_affine = model.user_map is not None
     by_batch = "batch"
     graphs = [
         Graph(
@@ -91,7 +93,7 @@ def graphs_of(model: ContentModel) -> dict[GraphName, Graph]:
         Graph(
             name="state_encoder",
             module=StateEncoder(frozen),
-            inputs={"states": states_BMS, "presence": presence_BM},
+            inputs={"states": states_BPS, "presence": presence_BP},
             outputs=STATE_OUTPUTS,
             free={"states": by_batch, "presence": by_batch},
         ),
@@ -107,32 +109,39 @@ def graphs_of(model: ContentModel) -> dict[GraphName, Graph]:
         ),
         Graph(
             name="explainer",
-            module=Explainer(frozen),
+            module=AffineExplainer(frozen) if is_affine else Explainer(frozen),
             inputs={
-                "states": torch.zeros(*shape_BLM, model.state_dim),
-                "presence": torch.ones(shape_BLM, dtype=torch.bool),
-                "mask": torch.ones(shape_BLM[:2], dtype=torch.bool),
-                "candidate_states": torch.zeros(candidates, num_modalities, model.state_dim),
-                "candidate_presence": torch.ones(candidates, num_modalities, dtype=torch.bool),
+                "states": torch.zeros(*shape_BLP, model.state_dim),
+                "presence": torch.ones(shape_BLP, dtype=torch.bool),
+                "mask": torch.ones(shape_BLP[:2], dtype=torch.bool),
+                "candidate_states": torch.zeros(candidates, num_parts, model.state_dim),
+                "candidate_presence": torch.ones(candidates, num_parts, dtype=torch.bool),
             },
             outputs=EXPLAINER_OUTPUTS,
             free={
                 **dict.fromkeys(("states", "presence", "mask"), by_batch),
                 **dict.fromkeys(("candidate_states", "candidate_presence"), "candidates"),
             },
-            is_differentiated=True,
+            is_differentiated=not is_affine,
         ),
     ]
     return {graph.name: graph for graph in graphs}
 
 
-def _example_sizes(model: ContentModel) -> tuple[int, int]:
+def _example_sizes(model: ServableModel) -> tuple[int, int]:
     """Return sizes of the two free dimensions to trace with.
 
     The tracer takes dimensions of equal size for the same dimension, and 1 for a constant. So these two differ from
     each other and from every fixed size, and being prime they are no product of any.
     """
-    fixed = {model.history_length, len(model.modalities), model.state_dim, model.dim, model.num_queries}
+    fixed = {
+        model.history_length,
+        len(model.modalities),
+        len(model.part_names),
+        model.state_dim,
+        model.dim,
+        model.num_queries,
+    }
     fixed |= {modality.dim for modality in model.modalities}
     fixed |= {size for value in model.state_dict().values() for size in value.shape}
     batch, candidates, *_ = (prime for prime in _PRIMES if prime not in fixed)
@@ -140,7 +149,7 @@ def _example_sizes(model: ContentModel) -> tuple[int, int]:
 
 
 def export_graphs(
-    model: ContentModel, folder: Path, *, on_graph: Callable[[int, int], None] | None = None
+    model: ServableModel, folder: Path, *, on_graph: Callable[[int, int], None] | None = None
 ) -> dict[GraphName, GraphSpec]:
     """Write the four ONNX files of a model into a folder and return their signatures.
 

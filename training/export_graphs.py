@@ -1,64 +1,64 @@
-"""What the exported graphs compute: a content model cut where the service needs it, and its gradients written out.
+"""What the exported graphs compute: a model cut where the service needs it, and its gradients written out.
 
-Every graph guards itself: whatever lies in an absent modality or in padding (NaN included) changes nothing, and an item
-without any modality is no item. Eval mode, float32, free batch, fixed history length and modalities.
+Every graph guards itself: whatever lies in an absent part or in padding (NaN included) changes nothing, and an item
+without any part is no item. Eval mode, float32, free batch, fixed history length and parts.
 
-Legend: `B` batch, `L` history length, `M` modalities, `D_m` raw width, `S` state width, `D` vector width, `Q` queries,
-`K` candidates, `J` = 2M directions.
+Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
+state width, `D` vector width, `Q` queries, `K` candidates, `J` = 2P directions.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from training.models import ContentModel
+from training.models import ServableModel
 
 
 class ItemEncoder(nn.Module):
-    """Raw vectors by modality -> candidate vector, history row, modality states."""
+    """Raw vectors by modality -> candidate vector, history row, states."""
 
-    def __init__(self, model: ContentModel) -> None:
+    def __init__(self, model: ServableModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return candidate `[B, D]`, history `[B, D]`, states `[B, M, S]`.
+        """Return candidate `[B, D]`, history `[B, D]`, states `[B, P, S]`.
 
         Inputs are M raw tensors `[B, D_m]`, then presence `[B, M]`.
         """
         *raw, presence_BM = inputs
         features = [_kept(raw_BD, presence_BM[:, m, None]) for m, raw_BD in enumerate(raw)]
-        states_BMS = self.model.project(features, presence_BM)
-        items_BD = _items(self.model, states_BMS, presence_BM)
-        return items_BD, items_BD.clone(), states_BMS
+        states_BPS = self.model.project(features, presence_BM)
+        items_BD = _items(self.model, states_BPS, self.model.part_presence(presence_BM))
+        return items_BD, items_BD.clone(), states_BPS
 
 
 class StateEncoder(nn.Module):
-    """Modality states -> candidate vector, history row.
+    """States -> candidate vector, history row.
 
-    With `UserEncoder` it answers every "and without this modality?" without raw vectors and without gradients.
+    With `UserEncoder` it answers every "and without this part?" without raw vectors and without gradients.
     """
 
-    def __init__(self, model: ContentModel) -> None:
+    def __init__(self, model: ServableModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, states_BMS: Tensor, presence_BM: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, states_BPS: Tensor, presence_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Return candidate `[B, D]` and history `[B, D]`."""
-        states_BMS = _kept(states_BMS, presence_BM[..., None])
-        items_BD = _items(self.model, states_BMS, presence_BM)
+        states_BPS = _kept(states_BPS, presence_BP[..., None])
+        items_BD = _items(self.model, states_BPS, presence_BP)
         return items_BD, items_BD.clone()
 
 
 class UserEncoder(nn.Module):
     """History rows -> queries; the learned default when there is no history."""
 
-    def __init__(self, model: ContentModel) -> None:
+    def __init__(self, model: ServableModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, history_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return queries `[B, Q, D]`. A history row of zeros is an item without any modality, hence no item."""
+        """Return queries `[B, Q, D]`. A history row of zeros is an item without any part, hence no item."""
         history_BLD = _kept(history_BLD, mask_BL[..., None])
         queries_BQD: Tensor = self.model.encode_users(history_BLD, mask_BL & (history_BLD != 0).any(dim=-1))
         return queries_BQD
@@ -68,31 +68,31 @@ class Explainer(nn.Module):
     """Demure's interest scores (its Eq. 7 and 8), gradient x input, and the exact split of the candidate's side.
 
     psi = max_q u_q . v is the score before any softmax, and the candidate's vector is a constant. The gradient at an
-    item vector is taken once per candidate. The gradient at a modality state follows by the chain rule, and of it only
+    item vector is taken once per candidate. The gradient at a state follows by the chain rule, and of it only
     two numbers per state are asked for, its mean and its product with the state. Both are directional derivatives of
-    the item's vector and know nothing of the candidate, so 2M directions per history replace one backward pass through
-    all modality states per candidate (20 candidates, L = 50, M = 4: half the time).
+    the item's vector and know nothing of the candidate, so 2P directions per history replace one backward pass through
+    all states per candidate (20 candidates, L = 50, M = 4: half the time).
     """
 
-    def __init__(self, model: ContentModel) -> None:
+    def __init__(self, model: ServableModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(
         self,
-        states_BLMS: Tensor,
-        presence_BLM: Tensor,
+        states_BLPS: Tensor,
+        presence_BLP: Tensor,
         mask_BL: Tensor,
-        candidate_states_KMS: Tensor,
-        candidate_presence_KM: Tensor,
+        candidate_states_KPS: Tensor,
+        candidate_presence_KP: Tensor,
     ) -> tuple[Tensor, ...]:
         """Return the seven outputs in the order of `training.export.EXPLAINER_OUTPUTS`."""
-        presence_BLM = presence_BLM & mask_BL[..., None]
-        states_BLMS = _kept(states_BLMS, presence_BLM[..., None])
-        real_BL = presence_BLM.any(dim=-1)
-        candidate_states_KMS = _kept(candidate_states_KMS, candidate_presence_KM[..., None])
-        items_BLD = _items(self.model, states_BLMS, presence_BLM)
-        candidate_KD = _items(self.model, candidate_states_KMS, candidate_presence_KM)
+        presence_BLP = presence_BLP & mask_BL[..., None]
+        states_BLPS = _kept(states_BLPS, presence_BLP[..., None])
+        real_BL = presence_BLP.any(dim=-1)
+        candidate_states_KPS = _kept(candidate_states_KPS, candidate_presence_KP[..., None])
+        items_BLD = _items(self.model, states_BLPS, presence_BLP)
+        candidate_KD = _items(self.model, candidate_states_KPS, candidate_presence_KP)
         queries_BQD, pull_back = vjp(lambda items: self.model.encode_users(items, real_BL), items_BLD)[:2]
         scores_BQK = queries_BQD @ candidate_KD.T
         # One forward pass, and a backward pass for each candidate: d psi / d u_q is v for the best query, else zero.
@@ -101,40 +101,85 @@ class Explainer(nn.Module):
         cotangent_KBQD = torch.einsum("bqk,kd->kbqd", is_best_BQK, candidate_KD)
         gradient_KBLD = vmap(lambda cotangent: pull_back(cotangent)[0])(cotangent_KBQD)
         gradient_BKLD = _kept(gradient_KBLD.transpose(0, 1), real_BL[:, None, :, None])
-        directions_JBLD = self._directions(items_BLD, states_BLMS, presence_BLM)
+        directions_JBLD = self._directions(items_BLD, states_BLPS, presence_BLP)
         derivatives_BKLJ = torch.einsum("bkld,jbld->bklj", gradient_BKLD, directions_JBLD)
-        derivatives_BKLJ = _kept(derivatives_BKLJ, torch.cat([presence_BLM, presence_BLM], dim=-1)[:, None])
-        num_modalities = states_BLMS.shape[2]
+        derivatives_BKLJ = _kept(derivatives_BKLJ, torch.cat([presence_BLP, presence_BLP], dim=-1)[:, None])
+        num_parts = states_BLPS.shape[2]
 
-        parts_KMD = _parts(self.model, candidate_states_KMS, candidate_presence_KM)
+        parts_KPD = _parts(self.model, candidate_states_KPS, candidate_presence_KP)
         return (
             scores_BQK.amax(dim=1),
             gradient_BKLD.mean(dim=-1),
-            derivatives_BKLJ[..., :num_modalities],
+            derivatives_BKLJ[..., :num_parts],
             (gradient_BKLD * items_BLD[:, None]).sum(dim=-1),
-            derivatives_BKLJ[..., num_modalities:],
-            torch.einsum("bqk,bqd,kmd->bkm", is_best_BQK, queries_BQD, parts_KMD),
+            derivatives_BKLJ[..., num_parts:],
+            torch.einsum("bqk,bqd,kpd->bkp", is_best_BQK, queries_BQD, parts_KPD),
             queries_BQD,
         )
 
-    def _directions(self, items_BLD: Tensor, states_BLMS: Tensor, presence_BLM: Tensor) -> Tensor:
+    def _directions(self, items_BLD: Tensor, states_BLPS: Tensor, presence_BLP: Tensor) -> Tensor:
         """Return how item vectors move `[J, B, L, D]` along the mean of each state, then along each state itself.
 
         A derivative along a direction is the transpose of the backward pass, that is, its own backward pass:
         forward-mode differentiation would fix the batch when traced (torch 2.13).
         """
-        num_modalities, state_dim = states_BLMS.shape[2:]
-        one_MM1 = torch.eye(num_modalities, dtype=states_BLMS.dtype)[:, None, None, :, None]
-        tangents_JBLMS = torch.cat([torch.ones_like(states_BLMS) / state_dim * one_MM1, states_BLMS * one_MM1])
+        num_parts, state_dim = states_BLPS.shape[2:]
+        one_PP1 = torch.eye(num_parts, dtype=states_BLPS.dtype)[:, None, None, :, None]
+        tangents_JBLPS = torch.cat([torch.ones_like(states_BLPS) / state_dim * one_PP1, states_BLPS * one_PP1])
 
         def pull_back(cotangent_BLD: Tensor) -> Tensor:
-            backward = vjp(lambda states: _items(self.model, states, presence_BLM), states_BLMS)[1]
-            pulled_BLMS: Tensor = backward(cotangent_BLD)[0]
-            return pulled_BLMS
+            backward = vjp(lambda states: _items(self.model, states, presence_BLP), states_BLPS)[1]
+            pulled_BLPS: Tensor = backward(cotangent_BLD)[0]
+            return pulled_BLPS
 
         push_forward = vjp(pull_back, torch.zeros_like(items_BLD))[1]
-        moved_JBLD: Tensor = vmap(lambda tangent: push_forward(tangent)[0])(tangents_JBLMS)
+        moved_JBLD: Tensor = vmap(lambda tangent: push_forward(tangent)[0])(tangents_JBLPS)
         return moved_JBLD
+
+
+class AffineExplainer(nn.Module):
+    """What `Explainer` gives, for a model whose users are an affine map of the mean of their history.
+
+    The gradient of psi at each of n past items is A v / n, whatever the history: nothing has to be differentiated.
+    """
+
+    def __init__(self, model: ServableModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        states_BLPS: Tensor,
+        presence_BLP: Tensor,
+        mask_BL: Tensor,
+        candidate_states_KPS: Tensor,
+        candidate_presence_KP: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return the seven outputs in the order of `training.export.EXPLAINER_OUTPUTS`."""
+        map_DD = self.model.user_map
+        assert map_DD is not None, "graphs_of takes this explainer for models with a map only"
+        presence_BLP = presence_BLP & mask_BL[..., None]
+        states_BLPS = _kept(states_BLPS, presence_BLP[..., None])
+        candidate_states_KPS = _kept(candidate_states_KPS, candidate_presence_KP[..., None])
+        items_BLD = _items(self.model, states_BLPS, presence_BLP)
+        real_BL = (items_BLD != 0).any(dim=-1)  # as `UserEncoder` has it
+        parts_KPD = _parts(self.model, candidate_states_KPS, candidate_presence_KP)
+        candidate_KD = parts_KPD.sum(dim=1)
+        queries_BQD = self.model.encode_users(items_BLD, real_BL)
+        weight_BL = real_BL / real_BL.sum(dim=-1, keepdim=True).clamp_min(1)
+        pulled_KD = candidate_KD @ map_DD.T
+        interest_BKL = weight_BL[:, None, :] * pulled_KD.mean(dim=-1)[None, :, None]
+        weight_BLP = weight_BL[..., None] * presence_BLP
+        parts_BLPD = _parts(self.model, states_BLPS, presence_BLP)
+        return (
+            (queries_BQD @ candidate_KD.T).amax(dim=1),
+            interest_BKL,
+            interest_BKL[..., None] * presence_BLP[:, None],
+            torch.einsum("bl,bld,kd->bkl", weight_BL, items_BLD, pulled_KD),
+            torch.einsum("blp,blpd,kd->bklp", weight_BLP, parts_BLPD, pulled_KD),
+            torch.einsum("bqd,kpd->bkp", queries_BQD, parts_KPD),
+            queries_BQD,
+        )
 
 
 def _kept(values: Tensor, keep: Tensor) -> Tensor:
@@ -142,9 +187,9 @@ def _kept(values: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep, values, torch.zeros((), dtype=values.dtype))
 
 
-def _items(model: ContentModel, states_MS: Tensor, presence_M: Tensor) -> Tensor:
-    return _kept(model.fuse(states_MS, presence_M), presence_M.any(dim=-1, keepdim=True))
+def _items(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+    return _kept(model.fuse(states_PS, presence_P), presence_P.any(dim=-1, keepdim=True))
 
 
-def _parts(model: ContentModel, states_MS: Tensor, presence_M: Tensor) -> Tensor:
-    return _kept(model.modality_parts(states_MS, presence_M), presence_M[..., None])
+def _parts(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+    return _kept(model.modality_parts(states_PS, presence_P), presence_P[..., None])

@@ -4,14 +4,16 @@ Two questions are put to each method, on held-out users. Deletion and insertion:
 important are taken away first (or put in first), does the recommended item's score fall (or rise) faster than in random
 order? Planted driver: on generated data, is the modality with the largest share the one that made the user click?
 
-Legend: `B` users, `L` history length, `M` modalities, `S` state width, `H` history row, `N` items encoded here, `K`
-candidates, `O` orders of a history, `T` points of a curve, `V` = O x 2T variants of a history.
+Legend: `B` users, `L` history length, `M` parts of an item (the modalities first), `S` state width, `H` history row,
+`N` items encoded here, `K` candidates, `O` orders of a history, `T` points of a curve, `V` = O x 2T variants of a
+history.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from api_schemas.manifest import ExplanationMethod, Faithfulness
@@ -19,6 +21,7 @@ from index.bundle import Bundle, EncodedItems
 from index.dataset import Dataset
 from index.explain import METHODS, explain, modality_shares
 from index.features import from_dataset
+from index.item_encoder import ItemEncoder
 
 NUM_CANDIDATES = 20
 """The recommended items whose explanations give a user's shares; the first of them is the one of the curves."""
@@ -103,7 +106,7 @@ def measure_faithfulness(
             if driver in names:
                 drivers.append(names.index(driver))
                 for method, (_, share_M) in found.items():
-                    tallies[method].tops.append(int(share_M.argmax()))
+                    tallies[method].tops.append(int(share_M[: len(names)].argmax()))
             if len(places_L) > 1:
                 orders = [np.argsort(-interest_L, kind="stable") for interest_L, _ in found.values()]
                 orders += [rng.permutation(len(places_L)) for _ in range(NUM_RANDOM_ORDERS)]
@@ -135,15 +138,16 @@ class _Items:
     ) -> "_Items":
         pool = rng.permutation(dataset.num_items)[:MAX_POOL]
         rows_N = np.unique(np.concatenate([pool, *histories]))
-        encoded, presence = [], []
+        encoder, item_ids = ItemEncoder(bundle), pa.array(dataset.item_ids, pa.string())
+        encoded = []
         for start in range(0, len(rows_N), _ENCODE_AT_ONCE):
-            inputs = from_dataset(dataset, rows_N[start : start + _ENCODE_AT_ONCE], bundle.manifest.modalities)
-            encoded.append(bundle.encode_items(inputs))
-            presence.append(inputs.presence)
+            rows = rows_N[start : start + _ENCODE_AT_ONCE]
+            known = encoder.known_rows(pa.chunked_array([item_ids.take(rows)]))
+            encoded.append(encoder.encode(from_dataset(dataset, rows, bundle.manifest.modalities), known))
         return cls(
             rows_N,
             encoded=encoded,
-            presence_NM=np.concatenate(presence),
+            presence_NM=np.concatenate([piece.presence for piece in encoded]),
             reference_R=rng.permutation(len(rows_N))[:_NUM_REFERENCES],
         )
 

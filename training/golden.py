@@ -3,8 +3,8 @@
 They are replayed whenever the bundle is loaded, so a graph, a runtime or a machine that computes something else is
 found before it serves. Values are written to `golden.npz` as `<graph>/in/<tensor>` and `<graph>/out/<tensor>`.
 
-Legend: `B` batch, `L` history length, `M` modalities, `D_m` raw width, `S` state width, `D` vector width, `K`
-candidates.
+Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
+state width, `D` vector width, `K` candidates.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from api_schemas.manifest import GraphName
 from index.features import ModelInputs
 from training.export import Graph
-from training.models import ContentModel
+from training.models import ServableModel
 
 TOLERANCE = 1e-5
 """Largest difference allowed between torch and the exported graph, as a share of the tensor's largest value.
@@ -43,7 +43,7 @@ class ParityError(RuntimeError):
 
 
 def golden_inputs(
-    model: ContentModel, graphs: Mapping[GraphName, Graph], items: ModelInputs
+    model: ServableModel, graphs: Mapping[GraphName, Graph], items: ModelInputs
 ) -> dict[GraphName, dict[str, Array]]:
     """Return inputs for each graph: items complete, without each modality in turn, without any; 0, 1 and L past items.
 
@@ -58,41 +58,43 @@ def golden_inputs(
         items: At least one item of the catalogue; they are repeated as often as needed.
     """
     rng = np.random.default_rng(_SEED)
-    num_modalities, length = len(model.modalities), model.history_length
+    num_modalities, num_parts, length = len(model.modalities), len(model.part_names), model.history_length
     presence_BM = np.concatenate([np.ones((2, num_modalities), bool), ~np.eye(num_modalities, dtype=bool)])
     presence_BM = np.concatenate([presence_BM, np.zeros((1, num_modalities), bool)])
     encoded = {**_raw(model, items, len(presence_BM)), "presence": presence_BM}
 
-    pool_size = max(length, len(presence_BM))
+    pool_size = max(length, num_parts + 3)
     raw_pool = _raw(model, items, pool_size)
     everything = np.ones((pool_size, num_modalities), dtype=np.bool_)
     pool = graphs["item_encoder"]({**raw_pool, "presence": everything})
-    states_BMS = pool["states"][: len(presence_BM)]
+    parts_BP = np.concatenate([np.ones((2, num_parts), bool), ~np.eye(num_parts, dtype=bool)])
+    parts_BP = np.concatenate([parts_BP, np.zeros((1, num_parts), bool)])
+    states_BPS = pool["states"][: len(parts_BP)]
 
     lengths_B = np.array([0, 1, length, (length + 1) // 2])
     rows_BL = np.stack([rng.permutation(pool_size)[:length] for _ in lengths_B])
     mask_BL = np.arange(length) < lengths_B[:, None]
     history_BLD = pool["history"][rows_BL]
     history_BLD[-1, 0] = 0.0  # an item without any modality
-    presence_BLM = np.ones((*mask_BL.shape, num_modalities), dtype=np.bool_)
-    for column in range(num_modalities):
-        presence_BLM[-1, column % length, column] = False
-    presence_BLM[-1, 0] = False
+    presence_BLP = np.ones((*mask_BL.shape, num_parts), dtype=np.bool_)
+    for column in range(num_parts):
+        presence_BLP[-1, column % length, column] = False
+    presence_BLP[-1, 0] = False
     return {
         "item_encoder": encoded,
-        "state_encoder": {"states": states_BMS, "presence": presence_BM},
+        "state_encoder": {"states": states_BPS, "presence": parts_BP},
         "user_encoder": {"history": history_BLD, "mask": mask_BL},
         "explainer": {
             "states": pool["states"][rows_BL],
-            "presence": presence_BLM,
+            "presence": presence_BLP,
             "mask": mask_BL,
-            "candidate_states": states_BMS[1:],
-            "candidate_presence": presence_BM[1:],
+            "candidate_states": states_BPS[1:],
+            "candidate_presence": parts_BP[1:],
         },
     }
 
 
-def make_golden(model: ContentModel, graphs: Mapping[GraphName, Graph], items: ModelInputs) -> Golden:
+def make_golden(model: ServableModel, graphs: Mapping[GraphName, Graph], items: ModelInputs) -> Golden:
     """Return inputs and the model's outputs for all graphs, by `<graph>/in/<tensor>` and `<graph>/out/<tensor>`.
 
     `items` are some of the catalogue; see `golden_inputs`.
@@ -124,7 +126,7 @@ def check_parity(folder: Path, graphs: Mapping[GraphName, Graph], golden: Golden
                 )
 
 
-def _raw(model: ContentModel, items: ModelInputs, num_items: int) -> dict[str, Array]:
+def _raw(model: ServableModel, items: ModelInputs, num_items: int) -> dict[str, Array]:
     rows_B = np.arange(num_items) % len(items.presence)
     return {
         modality.name: vectors_BD[rows_B] for modality, vectors_BD in zip(model.modalities, items.features, strict=True)

@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _SECONDS_BETWEEN_LINES = 5.0
 
+_TOLD = ("softmax", "view_softmax", "contrast", "bpr", "positive", "negative", "masked", "variance", "squared_error")
+"""Losses that a line has room for."""
+
 
 class Observer(Protocol):
     """Hears how a run goes."""
@@ -119,4 +122,4 @@ class _Bar:
 
 
 def _told(losses: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {losses[name]:.3f}" for name in ("softmax", "view_softmax", "contrast") if name in losses)
+    return ", ".join(f"{name} {losses[name]:.3f}" for name in _TOLD if name in losses)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from api_schemas.manifest import BundleManifest
+from api_schemas.manifest import BundleManifest, ExplanationMethod
 from index.artefacts import MANIFEST, write_durably
 from index.bundle import Bundle
 from index.dataset import Dataset
@@ -21,7 +22,7 @@ from training.config import RunConfig, to_toml
 from training.export import export_graphs, graphs_of
 from training.faithfulness import JudgedUsers, measure_faithfulness
 from training.golden import TOLERANCE, check_parity, make_golden
-from training.models import ContentModel
+from training.models import ServableModel
 
 GOLDEN_FILE = "golden.npz"
 CONFIG_FILE = "config.toml"
@@ -30,6 +31,9 @@ METRICS_FILE = "metrics.json"
 _GOLDEN_ITEMS = 64
 """Items that the golden replay draws on."""
 
+Extras = Callable[[Path], dict[str, Any]]
+"""Writes further files of a bundle into its folder; returns the manifest's fields about them."""
+
 OnProgress = Callable[[str, int, int], None]
 """Hears what is being done, how many units are done, and of how many."""
 
@@ -37,11 +41,12 @@ OnProgress = Callable[[str, int, int], None]
 def publish_bundle(
     store: ArtifactStore,
     *,
-    model: ContentModel,
+    model: ServableModel,
     config: RunConfig,
     dataset: Dataset,
     metrics: Mapping[str, Mapping[str, float]],
     judged: JudgedUsers,
+    extras: Extras | None = None,
     on_progress: OnProgress | None = None,
 ) -> str:
     """Export a model, prove the graphs, measure its explanations, and publish the bundle.
@@ -55,6 +60,8 @@ def publish_bundle(
         dataset: What it was trained on.
         metrics: By part of the users (`test`, `valid`), the figures by name. The manifest takes those of `test`, or
             of `valid` when there is no test.
+        extras: What the family brings beside graphs: writes its files into the folder that it is given, and returns the
+            fields of the manifest that speak of them.
         judged: Held-out users for the faithfulness of explanations; may be none.
         on_progress: Hears how it goes.
 
@@ -93,12 +100,14 @@ def publish_bundle(
             graphs=specs,
             golden=GOLDEN_FILE,
             golden_atol=TOLERANCE,
-            explanation_methods=list(METHODS),
+            explanation_methods=_methods(model),
             metrics=dict(metrics.get("test") or metrics.get("valid") or {}),
             dataset_name=dataset.manifest.name,
             data_fingerprint=dataset.fingerprint(),
             code_revision=code_revision(),
             files=[],
+            parts=list(model.part_names) if model.extra_parts else [],
+            **(extras(stage.path) if extras is not None else {}),
         )
         # The bundle is measured as it will be served: from its files, through the code that serves it.
         write_durably(stage.path / MANIFEST, manifest.model_dump_json().encode())
@@ -114,7 +123,14 @@ def publish_bundle(
         return stage.publish(manifest.model_copy(update={"faithfulness": faithfulness}))
 
 
-def _some_items(dataset: Dataset, model: ContentModel) -> ModelInputs:
+def _methods(model: ServableModel) -> list[ExplanationMethod]:
+    """Return the methods, the default first: where the score is linear, its decomposition is exact on both sides."""
+    if model.user_map is None:
+        return list(METHODS)
+    return ["decomposition", *(method for method in METHODS if method != "decomposition")]
+
+
+def _some_items(dataset: Dataset, model: ServableModel) -> ModelInputs:
     """Return items from all over the catalogue, those with the most modalities first."""
     rows_N = np.linspace(0, dataset.num_items - 1, num=min(dataset.num_items, _GOLDEN_ITEMS)).astype(np.int64)
     counts_N = sum(dataset.presence(modality.name)[rows_N].astype(np.int64) for modality in model.modalities)

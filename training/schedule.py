@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from training.augment import AugmentConfig
-from training.config import OptimConfig, RunConfig
+from training.config import ContentRun, OptimConfig
 from training.models import DemureConfig
 
 
@@ -18,7 +18,7 @@ class Schedule:
     optim: OptimConfig
 
     @classmethod
-    def of(cls, config: RunConfig, *, steps_per_epoch: int) -> "Schedule":
+    def of(cls, config: ContentRun, *, steps_per_epoch: int) -> "Schedule":
         """Turn epochs into steps."""
         total_steps = config.optim.epochs * steps_per_epoch
         augment = augment_of(config)
@@ -31,17 +31,22 @@ class Schedule:
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step: a linear rise over the warm-up, then constant, linear or cosine to 0."""
-        warmup = self.optim.warmup_steps
-        if step < warmup:
-            return self.optim.lr * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.total_steps - warmup)
-        if self.optim.schedule == "linear":
-            return self.optim.lr * (1 - done)
-        if self.optim.schedule == "cosine":
-            return self.optim.lr * (1 + math.cos(math.pi * done)) / 2
-        return self.optim.lr
+        return self.optim.lr * factor(self.optim, step=step, total_steps=self.total_steps)
 
 
-def augment_of(config: RunConfig) -> AugmentConfig | None:
+def factor(optim: OptimConfig, *, step: int, total_steps: int) -> float:
+    """Return what a step's learning rate is of `optim.lr`."""
+    warmup = optim.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total_steps - warmup)
+    if optim.schedule == "linear":
+        return 1 - done
+    if optim.schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1.0
+
+
+def augment_of(config: ContentRun) -> AugmentConfig | None:
     """Return how the family augments, or None for a family that does not."""
     return config.model.augment if isinstance(config.model, DemureConfig) else None

@@ -1,4 +1,4 @@
-"""One training run, readable from top to bottom.
+"""One training run of a content model, readable from top to bottom.
 
 All chance of a step is a function of the run's seed and the step's number, so a run that is stopped and resumed goes
 exactly the way of one that is not: bit by bit on a CPU with the same number of threads. A GPU adds in no fixed order.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from index.dataset import Dataset
 from training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from training.config import RunConfig, to_toml
+from training.config import ContentRun, RunConfig, to_toml
 from training.data.batches import PairSampler
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
@@ -64,7 +64,7 @@ class Trained:
 
 
 def train(
-    config: RunConfig,
+    config: ContentRun,
     dataset: Dataset,
     *,
     checkpoints: Path,
@@ -143,7 +143,7 @@ def train(
 class _Parts:
     """What a run works with."""
 
-    config: RunConfig
+    config: ContentRun
     interactions: Interactions
     split: Split
     catalogue: Catalogue
@@ -154,7 +154,7 @@ class _Parts:
     device: torch.device
 
     @classmethod
-    def make(cls, config: RunConfig, dataset: Dataset, *, device: torch.device) -> "_Parts":
+    def make(cls, config: ContentRun, dataset: Dataset, *, device: torch.device) -> "_Parts":
         interactions = read_interactions(dataset)
         split = make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen)
         catalogue = Catalogue(dataset, device=device)

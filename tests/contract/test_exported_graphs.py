@@ -17,7 +17,7 @@ from training.config import parse_config
 from training.export import EXPLAINER_OUTPUTS, graphs_of
 from training.faithfulness import JudgedUsers
 from training.golden import ParityError, check_parity
-from training.models import FeatureSpec, ModelConfig
+from training.models import ContentFamily, FeatureSpec
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
@@ -33,7 +33,7 @@ history_length = {LENGTH}
 def networks() -> list[str]:
     """One kind for each network class in the union: kinds that share a network share its graphs."""
     spec = FeatureSpec(())
-    kinds = {type(config().build(spec)): config().kind for config in get_args(get_args(ModelConfig)[0])}
+    kinds = {type(config().build(spec)): config().kind for config in get_args(ContentFamily)}
     return list(kinds.values())
 
 

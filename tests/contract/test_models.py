@@ -1,4 +1,4 @@
-"""What every family of the union must do: the tests enrol from `ModelConfig`."""
+"""What every content family must do: the tests enrol from the union. Id-based ones: test_factor_models.py."""
 
 from typing import get_args
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from api_schemas.manifest import Modality
-from training.models import FeatureSpec, ModelConfig
+from training.models import ContentFamily, FeatureSpec
 
-FAMILIES = get_args(get_args(ModelConfig)[0])
+FAMILIES = get_args(ContentFamily)
 DIMS = (7, 4, 3)
 B, L = 6, 5
 

@@ -9,13 +9,17 @@ import torch
 import training
 from index.dataset import Dataset
 from training.checkpoint import CheckpointError
-from training.config import RunConfig, load_config, parse_config
-from training.models import ModelConfig
+from training.config import ContentRun, RunConfig, load_config, parse_config
+from training.models import ContentFamily
 from training.schedule import Schedule
 from training.trainer import Interrupted, TrainingError, train
 
-FAMILIES = [family.model_fields["kind"].default for family in get_args(get_args(ModelConfig)[0])]
-SHIPPED = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
+FAMILIES = [family.model_fields["kind"].default for family in get_args(ContentFamily)]
+SHIPPED = [
+    path
+    for path in sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
+    if isinstance(load_config(path), ContentRun)
+]
 SMALL = ["model.dim=16", "model.history_length=10", "optim.batch_size=64"]
 
 

@@ -23,6 +23,14 @@ class ModalityProjector(nn.Module):
         self.linears = nn.ModuleList([nn.Linear(dim, state_dim) for dim in dims])
 
     @torch.no_grad()
+    def assign(self, m: int, *, weight_SD: Tensor, bias_S: Tensor) -> None:
+        """Give one modality's map these weights."""
+        linear = self.linears[m]
+        assert isinstance(linear, nn.Linear)
+        linear.weight.copy_(weight_SD)
+        linear.bias.copy_(bias_S)
+
+    @torch.no_grad()
     def absorb(self, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take x instead of (x - mean) basis from now on: the maps become part of the weights.
 

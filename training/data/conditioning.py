@@ -28,10 +28,10 @@ _MAX_ITEMS = 200_000
 class ConditioningConfig(Settings):
     """What happens to raw vectors before training."""
 
-    kind: Literal["whiten", "scale"] = Field(
+    kind: Literal["whiten", "scale", "raw"] = Field(
         "whiten",
         description="whiten: centred, rotated to the principal directions, each scaled to deviation 1. scale: times "
-        "the square root of the width, so that a number's mean square is 1.",
+        "the square root of the width, so that a number's mean square is 1. raw: as they are, of length 1.",
     )
     power: float = Field(
         0.5,
@@ -69,10 +69,13 @@ def fit(
         chunks: Raw vectors per modality `[N, D_m]` and presence `[N, M]`, in pieces; read until enough items are seen.
         dims: D of each modality.
     """
-    if config.kind == "scale":
+    if config.kind != "whiten":
         first, _ = next(iter(chunks))
         return [
-            InputMap(torch.zeros(dim, device=raw.device), torch.eye(dim, device=raw.device) * dim**0.5)
+            InputMap(
+                torch.zeros(dim, device=raw.device),
+                torch.eye(dim, device=raw.device) * (dim**0.5 if config.kind == "scale" else 1.0),
+            )
             for dim, raw in zip(dims, first, strict=True)
         ]
     sums = [torch.zeros(dim, dtype=torch.float64) for dim in dims]

@@ -26,12 +26,13 @@ Seen = Literal["mask", "keep"]
 class SplitConfig(Settings):
     """Which split, and by which seed."""
 
-    kind: Literal["auto", "users", "column"] = Field(
+    kind: Literal["auto", "users", "interactions", "column"] = Field(
         "auto",
-        description="users: 8:1:1 at random, so test users are new to the model. column: the data set's own split of "
-        "interactions. auto: column where the data set has one.",
+        description="users: 8:1:1 at random, so test users are new to the model. interactions: those of each user "
+        "8:1:1 at random. column: the data set's own split of interactions. auto: column where the data set has one, "
+        "else users.",
     )
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of the user split; unset: the run's seed.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of a random split; unset: the run's seed.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,12 @@ class Split:
 
 
 def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, seen: Seen = "mask") -> Split:
-    """Split by users or by the data set's own column.
+    """Split by users, by each user's interactions, or by the data set's own column.
 
     Args:
         interactions: Everything.
         config: Which.
-        seed: The run's, for a user split whose own seed is unset.
+        seed: The run's, for a random split whose own seed is unset.
         seen: `mask` removes targets that are in the history too: no list that masks seen items could hold them.
 
     Raises:
@@ -75,10 +76,15 @@ def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, se
     kind = config.kind
     if kind == "auto":
         kind = "users" if interactions.split_E is None else "column"
+    seed = seed if config.seed is None else config.seed
     if kind == "column":
-        split = _column_split(interactions, seen=seen)
+        if interactions.split_E is None:
+            raise ValueError("split.kind = column, but interactions.parquet has no column 'split'")
+        split = _interaction_split(interactions, interactions.split_E, seen=seen)
+    elif kind == "interactions":
+        split = _interaction_split(interactions, interaction_groups(interactions.lengths, seed=seed), seen=seen)
     else:
-        split = _user_split(interactions, seed=seed if config.seed is None else config.seed, seen=seen)
+        split = _user_split(interactions, seed=seed, seen=seen)
     if not np.any(split.train.lengths[split.train_users] >= 2):
         raise ValueError("no user to train on has two interactions: nothing can be learned from such data")
     if len(split.valid) == 0:
@@ -92,6 +98,32 @@ def user_groups(num_users: int, *, seed: int) -> tuple[NDArray[np.int64], NDArra
     held_out = round(num_users * HELD_OUT_SHARE)
     valid, test, train = np.split(shuffled, [held_out, 2 * held_out])
     return np.sort(train), np.sort(valid), np.sort(test)
+
+
+def interaction_groups(length_U: NDArray[np.int64], *, seed: int) -> NDArray[np.int8]:
+    """Return TRAIN, VALID or TEST for each interaction `[E]`: of each user 8:1:1 at random, at least one to train on.
+
+    A user of n has round(n / 10) in validation and in test each, rounded up or down at random so that the shares of
+    the whole are right for short histories too.
+    """
+    rng = np.random.default_rng(seed)
+    num_users, num_interactions = len(length_U), int(length_U.sum())
+    user_E = np.repeat(np.arange(num_users), length_U)
+    rank_E = np.empty(num_interactions, np.int64)
+    # Sorted by (user, chance), the place within the user is a random rank.
+    rank_E[np.lexsort((rng.random(num_interactions), user_E))] = np.arange(num_interactions)
+    rank_E -= np.repeat(np.cumsum(length_U) - length_U, length_U)
+
+    def share(left_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        wanted_U = np.floor(length_U * HELD_OUT_SHARE + rng.random(num_users) + 1e-9).astype(np.int64)
+        return np.minimum(wanted_U, left_U)
+
+    valid_U = share(np.maximum(length_U - 1, 0))
+    test_U = share(np.maximum(length_U - 1 - valid_U, 0))
+    groups_E = np.full(num_interactions, TRAIN, np.int8)
+    groups_E[rank_E < (valid_U + test_U)[user_E]] = TEST
+    groups_E[rank_E < valid_U[user_E]] = VALID
+    return groups_E
 
 
 def held_out(interactions: Interactions, users: NDArray[np.int64], *, seen: Seen = "mask") -> HeldOut:
@@ -120,11 +152,9 @@ def _user_split(interactions: Interactions, *, seed: int, seen: Seen) -> Split:
     )
 
 
-def _column_split(interactions: Interactions, *, seen: Seen) -> Split:
-    """Learn from the rows marked train; they are every user's history, and the marked rest are targets."""
-    if interactions.split_E is None:
-        raise ValueError("split.kind = column, but interactions.parquet has no column 'split'")
-    train, valid, test = (interactions.select(interactions.split_E == code) for code in (TRAIN, VALID, TEST))
+def _interaction_split(interactions: Interactions, split_E: NDArray[np.int8], *, seen: Seen) -> Split:
+    """Learn from what is marked TRAIN; it is every user's history, and the marked rest are targets."""
+    train, valid, test = (interactions.select(split_E == code) for code in (TRAIN, VALID, TEST))
     users = np.arange(interactions.num_users)
 
     def against(targets: Interactions) -> HeldOut:

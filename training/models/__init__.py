@@ -1,16 +1,48 @@
-"""The families of models: one file each, joined in the closed union `ModelConfig`.
+"""The families of models: joined in the closed union `ModelConfig`, content models and id-based ones.
 
-To add a family: its file here (config and module), its config in the union, and a file in `training/configs`.
+To add a family: its config (and module, if it needs one) here, its name in one of the unions, a file in
+`training/configs`.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
-from training.models.content import ContentModel, FeatureSpec
+from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
+from training.models.factors import FactorModel, FactorSettings
+from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
+from training.models.servable import FeatureSpec, ServableModel
+from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
 
-ModelConfig = Annotated[DemureConfig | BaseConfig, Field(discriminator="kind")]
+ContentFamily = DemureConfig | BaseConfig
+"""Items and users from content: nothing is learned for a single user or item."""
+
+FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig
+"""Users, and most items, have vectors of their own."""
+
+ModelConfig = Annotated[ContentFamily | FactorFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
 
-__all__ = ["BaseConfig", "ContentModel", "Demure", "DemureConfig", "FeatureSpec", "ModelConfig"]
+__all__ = [
+    "BaseConfig",
+    "BprPlusConfig",
+    "Cb2cfConfig",
+    "ContentFamily",
+    "ContentModel",
+    "Demure",
+    "DemureConfig",
+    "DuifConfig",
+    "FactorFamily",
+    "FactorModel",
+    "FactorSettings",
+    "FeatureSpec",
+    "InvrlConfig",
+    "MfBprConfig",
+    "ModelConfig",
+    "PairwiseSettings",
+    "ServableModel",
+    "UltraGcnConfig",
+    "UltraGcnSettings",
+    "VbprConfig",
+]

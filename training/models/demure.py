@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from api_schemas.manifest import Modality
 from training.augment import AugmentConfig
 from training.blocks import AttentionPool, FeedForward, FeedForwardKind, ModalityProjector, Pooling, Scale
-from training.models.content import ContentModel, FeatureSpec
+from training.models.content import ContentModel
+from training.models.servable import FeatureSpec
 from training.settings import Settings
 
 

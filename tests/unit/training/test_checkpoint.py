@@ -50,7 +50,10 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 def test_a_new_checkpoint_replaces_the_old_one(tmp_path):
     saved(tmp_path, step=3)
     saved(tmp_path, step=4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.json", "step-000000004.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.json",
+        "stage-000-step-000000004.safetensors",
+    ]
 
 
 def test_a_checkpoint_that_was_not_finished_leaves_the_old_one(tmp_path, monkeypatch):

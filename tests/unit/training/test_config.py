@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import training
-from training.config import ConfigError, RunConfig, load_config, parse_config, to_toml
+from training.config import ConfigError, ContentRun, FactorRun, load_config, parse_config, to_toml
 from training.models import BaseConfig, DemureConfig
 
 SHIPPED = sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
@@ -71,7 +71,19 @@ def test_a_missing_file_is_an_error_with_its_path(tmp_path):
 
 def test_every_field_says_what_it_is_unless_its_name_does():
     bare = {"kind", "model", "split", "pairs", "conditioning", "negatives", "optim", "eval", "export", "augment"}
-    bare |= {"batch_size", "lr", "beta1", "beta2", "eps", "cutoffs", "count"}
+    bare |= {
+        "serving",
+        "partition",
+        "masking",
+        "network",
+        "batch_size",
+        "lr",
+        "beta1",
+        "beta2",
+        "eps",
+        "cutoffs",
+        "count",
+    }
     seen: set[str] = set()
 
     def walk(schema):
@@ -79,7 +91,8 @@ def test_every_field_says_what_it_is_unless_its_name_does():
             if "description" not in field:
                 seen.add(name)
 
-    document = RunConfig.model_json_schema()
-    for schema in (document, *document["$defs"].values()):
-        walk(schema)
+    for run in (ContentRun, FactorRun):
+        document = run.model_json_schema()
+        for schema in (document, *document["$defs"].values()):
+            walk(schema)
     assert seen <= bare

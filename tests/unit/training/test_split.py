@@ -5,7 +5,7 @@ import pytest
 
 from index.metrics import NO_TARGET
 from tests.unit.training.worlds import interactions
-from training.data.split import SplitConfig, all_users, held_out, make_split, user_groups
+from training.data.split import SplitConfig, all_users, held_out, interaction_groups, make_split, user_groups
 
 
 def users_of(num):
@@ -54,6 +54,26 @@ def test_a_column_is_the_split_where_there_is_one():
     assert split.test.histories[0].tolist() == [1, 3]
     by_user = make_split(users_of(30), SplitConfig(), seed=0)
     assert len(by_user.test) == 3
+
+
+def test_each_users_interactions_are_split_eight_one_one_at_random():
+    data = interactions([list(range(20)) for _ in range(40)])
+    split = make_split(data, SplitConfig(kind="interactions"), seed=0)
+    lengths = split.train.lengths
+    assert (lengths.tolist(), len(split.valid), len(split.test)) == ([16] * 40, 40, 40)
+    for place in range(40):
+        parts = [split.train.of(place), split.valid.targets_BT[place], split.test.targets_BT[place]]
+        assert sorted(np.concatenate(parts)) == list(range(20))
+        assert split.test.histories[place].tolist() == sorted(parts[0])  # time order stays
+    other = make_split(data, SplitConfig(kind="interactions"), seed=1)
+    assert split.train.item_E.tolist() != other.train.item_E.tolist()
+
+
+def test_short_histories_keep_something_to_train_on_and_shares_are_right_on_the_whole():
+    groups = interaction_groups(np.array([1] * 50 + [3] * 3000), seed=0)
+    assert (groups[:50] == 0).all()
+    shares = np.bincount(groups[50:], minlength=3) / 9000
+    assert shares.tolist() == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
 
 
 def test_test_users_are_not_among_those_that_train():

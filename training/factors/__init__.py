@@ -1,0 +1,1 @@
+"""Id-based models: how they are trained, and how they are made servable to users and items that they never saw."""

@@ -1,0 +1,140 @@
+"""Which stages a family's run has."""
+
+import numpy as np
+import torch
+
+from training.config import FactorRun
+from training.factors.data import FactorData
+from training.factors.invrl import MaskStage, PartitionStage
+from training.factors.network import ContentNetwork, ContentNetworkStage
+from training.factors.stages import Carry, FitStage, PlannedStage, Stage, loaded
+from training.models import Cb2cfConfig, FactorModel, FeatureSpec, InvrlConfig
+
+HELD_OUT_ITEMS = 0.1
+"""Of the trained items: no imputer is fitted on them, so that new items can be judged on them."""
+
+FINAL = "final"
+"""What the last fit hands its parameters on as."""
+
+
+class Plan:
+    """Stages in order, each made from the same seed whenever its turn comes."""
+
+    def __init__(self, config: FactorRun, data: FactorData, features: FeatureSpec) -> None:
+        self._config, self._data, self._features = config, data, features
+
+    @property
+    def stages(self) -> list[PlannedStage]:
+        """Return all stages."""
+        family = self._config.model
+        if isinstance(family, InvrlConfig):
+            return self._invrl(family)
+        stages = [PlannedStage("fit", lambda number, _carry: self._fit("fit", number, FINAL))]
+        if isinstance(family, Cb2cfConfig):
+            stages.append(PlannedStage("network", lambda number, carry: self._network(number, family, carry)))
+        return stages
+
+    @property
+    def first_carry(self) -> Carry:
+        """Return what the first stage finds."""
+        family = self._config.model
+        if not isinstance(family, InvrlConfig):
+            return {}
+        return {
+            "mask_R": torch.full((sum(self._data.widths),), family.masking.prior),
+            "partition.started": torch.tensor(0),
+        }
+
+    def model(self) -> FactorModel:
+        """Return the freshly initialised model: the same one for the same seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.seed)
+            return self._config.model.build(
+                self._features, num_users=self._data.num_users, num_items=self._data.num_items
+            )
+
+    def final_model(self, carry: Carry) -> FactorModel:
+        """Return the model that the whole plan made."""
+        return loaded(self.model(), carry, prefix=FINAL).eval()
+
+    def network(self, carry: Carry, family: Cb2cfConfig) -> ContentNetwork:
+        """Return CB2CF's network, with its weights where they are known."""
+        model = self.final_model(carry)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.seed)
+            network = ContentNetwork(self._data.widths, hidden=family.network.hidden, dim=learned_part(model).shape[1])
+        weights = {name.removeprefix("network."): v for name, v in carry.items() if name.startswith("network.")}
+        if weights:
+            network.load_state_dict(weights)
+        return network
+
+    def _fit(self, name: str, number: int, prefix: str, model: FactorModel | None = None) -> Stage:
+        return FitStage(name, number, model or self.model(), self._data, self._config, prefix=prefix)
+
+    def _network(self, number: int, family: Cb2cfConfig, carry: Carry) -> Stage:
+        fitted, _ = imputer_items(self._data, seed=self._config.seed)
+        return ContentNetworkStage(
+            "network",
+            number,
+            self.network(carry, family),
+            self._data,
+            target_ID=learned_part(self.final_model(carry)),
+            items=fitted,
+            config=family.network,
+            seed=self._config.seed,
+        )
+
+    def _invrl(self, family: InvrlConfig) -> list[PlannedStage]:
+        def pretrained(carry: Carry) -> FactorModel:
+            return loaded(self.model(), carry, prefix="pretrained")
+
+        def partition(name: str) -> PlannedStage:
+            def make(number: int, carry: Carry) -> Stage:
+                return PartitionStage(
+                    name, number, pretrained(carry), self._data, config=family, carry=carry, seed=self._config.seed
+                )
+
+            return PlannedStage(name, make)
+
+        def masking(name: str, iteration: int) -> PlannedStage:
+            def make(number: int, carry: Carry) -> Stage:
+                return MaskStage(
+                    name,
+                    number,
+                    pretrained(carry),
+                    self._data,
+                    config=family,
+                    carry=carry,
+                    iteration=iteration,
+                    seed=self._config.seed,
+                )
+
+            return PlannedStage(name, make)
+
+        def final(number: int, carry: Carry) -> Stage:
+            model = self.model() if family.final == "scratch" else pretrained(carry)
+            model.mask_R *= carry["mask_R"]
+            return self._fit("final", number, FINAL, model)
+
+        stages = [PlannedStage("pretrain", lambda number, _carry: self._fit("pretrain", number, "pretrained"))]
+        for iteration in range(family.iterations):
+            rounds = range(1, family.partition.rounds + 1)
+            stages += [partition(f"partition {iteration + 1}.{one}") for one in rounds]
+            stages.append(masking(f"mask {iteration + 1}", iteration))
+        return [*stages, PlannedStage("final", final)]
+
+
+def learned_part(model: FactorModel) -> torch.Tensor:
+    """Return what is learned for each item alone, ids and bias side by side `[I, F (+ 1)]`."""
+    pieces = [] if model.ids_IF is None else [model.ids_IF.detach()]
+    if model.item_bias_I is not None:
+        pieces.append(model.item_bias_I.detach().unsqueeze(-1))
+    return torch.cat(pieces, dim=-1)
+
+
+def imputer_items(data: FactorData, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the items that an imputer is fitted on, and those it is judged on: trained, with content."""
+    usable = torch.nonzero((data.degree_I > 0) & data.presence_IM.any(dim=-1)).squeeze(-1).numpy()
+    shuffled = np.random.default_rng([seed, 7]).permutation(usable)
+    count = max(1, round(len(shuffled) * HELD_OUT_ITEMS))
+    return torch.from_numpy(np.sort(shuffled[count:])), torch.from_numpy(np.sort(shuffled[:count]))

@@ -1,0 +1,241 @@
+"""One run of an id-based model: the stages of its plan after each other, each resumable at any step.
+
+All chance of a step is a function of the run's seed, the stage and the step, so a run that is stopped and resumed goes
+exactly the way of one that is not.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from index.dataset import Dataset
+from training.checkpoint import RunState, StageReport, read_checkpoint, save_checkpoint
+from training.config import FactorRun
+from training.data.catalogue import Catalogue
+from training.data.interactions import Interactions, read_interactions
+from training.data.split import HeldOut, Split, make_split
+from training.factors.data import FactorData
+from training.factors.plan import Plan
+from training.factors.serving import Served, fit_fold_in, gate_users, make_served, rank
+from training.factors.stages import Carry, FitStage, Stage
+from training.models import FactorModel
+from training.progress import Observer
+from training.trainer import Interrupted, TrainingError, run_digest
+
+_REPORT_EVERY_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedFactors:
+    """What a run made, with what it was made from."""
+
+    served: Served
+    interactions: Interactions
+    split: Split
+    state: RunState
+    metrics: dict[str, dict[str, float]]
+    """Figures by part of the users: `valid`, `test`, and both read `from_history`."""
+
+
+def train_factors(
+    config: FactorRun,
+    dataset: Dataset,
+    *,
+    checkpoints: Path,
+    observer: Observer,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainedFactors:
+    """Train an id-based model as the configuration says, and make it servable.
+
+    Args:
+        config: The run.
+        dataset: Opened folder.
+        checkpoints: Folder of this run's checkpoint.
+        observer: Hears of progress.
+        resume: Go on from the checkpoint in the folder, if it holds one.
+        should_stop: Asked after every step; True leaves a checkpoint and raises.
+
+    Raises:
+        Interrupted: `should_stop` said so.
+        TrainingError: The loss is no longer finite.
+        ValueError: The data can not be learned from, or the checkpoint is damaged or another run's.
+    """
+    run = _Run.make(config, dataset)
+    plan = Plan(config, run.data, run.catalogue.features)
+    digest = run_digest(config, dataset)
+    state, carry = RunState.start(digest), plan.first_carry
+    found = read_checkpoint(checkpoints, run=digest) if resume else None
+    if found is not None:
+        state, carry = found.state, found.carry
+    for number, planned in enumerate(plan.stages):
+        if number < state.stage:
+            continue
+        stage = planned.make(number, carry)
+        optimiser = torch.optim.Adam(
+            stage.groups(), betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.eps
+        )
+        best = _parameters(stage)
+        if found is not None and state.step > 0:
+            found.restore(stage.module, optimiser)
+            best = found.best or best
+        found = None
+        state = _run_stage(
+            stage,
+            state,
+            optimiser=optimiser,
+            best=best,
+            carry=carry,
+            run=run,
+            checkpoints=checkpoints,
+            observer=observer,
+            should_stop=should_stop,
+        )
+        handed_on, facts = stage.finish()
+        carry = {**carry, **handed_on}
+        seconds = state.elapsed_s - sum(report.seconds for report in state.reports)
+        report = StageReport(name=stage.name, steps=state.step, seconds=seconds, facts=facts)
+        state = state.next_stage(report)
+        save_checkpoint(checkpoints, state, model=stage.module, optimiser=None, best={}, carry=carry)
+    return run.result(plan, state, carry)
+
+
+def _run_stage(
+    stage: Stage,
+    state: RunState,
+    *,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    carry: Carry,
+    run: "_Run",
+    checkpoints: Path,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+) -> RunState:
+    """Take the steps of a stage, and leave its module with the parameters that count."""
+    config = run.config
+    rates = [group["lr"] for group in optimiser.param_groups]
+    observer.started(step=state.step, total_steps=stage.total_steps, batch_size=config.optim.batch_size)
+    started = time.monotonic() - state.elapsed_s
+    while state.step < stage.total_steps and state.misses < config.eval.patience:
+        step = state.step
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * stage.lr_factor(step)
+        losses = stage.losses(step)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(losses["total"])
+        if config.optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(stage.module.parameters(), config.optim.clip_norm)
+        optimiser.step()
+        stage.stepped()
+        step += 1
+        state = state.model_copy(update={"step": step, "elapsed_s": time.monotonic() - started})
+        is_last = step == stage.total_steps
+        if step % _REPORT_EVERY_STEPS == 0 or is_last:
+            values = {name: loss.item() for name, loss in losses.items()}
+            if not math.isfinite(values["total"]):
+                raise TrainingError(f"the loss is {values['total']} at step {step} of {stage.name}: lower optim.lr")
+            observer.stepped(step, values)
+        if stage.validate_every is not None and (step % stage.validate_every == 0 or is_last):
+            assert isinstance(stage, FitStage)
+            metrics = run.validate(stage.module)
+            state = state.after_validation(metrics, monitor=config.eval.monitor)
+            if state.best_step == step:
+                best = _parameters(stage)
+            observer.validated(step, metrics, is_best=state.best_step == step)
+            save_checkpoint(checkpoints, state, model=stage.module, optimiser=optimiser, best=best, carry=carry)
+        if should_stop() and not is_last:
+            save_checkpoint(checkpoints, state, model=stage.module, optimiser=optimiser, best=best, carry=carry)
+            raise Interrupted(step=step, folder=checkpoints)
+    if stage.validate_every is not None:
+        stage.module.load_state_dict(best)
+    return state
+
+
+def _parameters(stage: Stage) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in stage.module.state_dict().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a run works with."""
+
+    config: FactorRun
+    interactions: Interactions
+    split: Split
+    catalogue: Catalogue
+    data: FactorData
+    item_ids: tuple[str, ...]
+    gate: HeldOut
+    """Training users with targets that nothing was learned from: the fold-in encoder is judged on them."""
+
+    @classmethod
+    def make(cls, config: FactorRun, dataset: Dataset) -> "_Run":
+        interactions = read_interactions(dataset)
+        split = make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen)
+        train, gate = gate_users(split, seed=config.seed, seen=config.eval.seen)
+        catalogue = Catalogue(dataset)
+        catalogue.condition(config.conditioning)
+        data = FactorData(train, split.train_users, catalogue, seed=config.seed)
+        return cls(config, interactions, split, catalogue, data, tuple(dataset.item_ids), gate)
+
+    @property
+    def users_are_known(self) -> bool:
+        """Tell whether held-out users have vectors of their own: not under a split by users."""
+        return bool(np.isin(self.split.valid.users_B, self.data.users).all())
+
+    @torch.inference_mode()
+    def validate(self, model: torch.nn.Module) -> dict[str, float]:
+        assert isinstance(model, FactorModel)
+        return self._judge(model, self.split.valid)
+
+    def _judge(self, model: FactorModel, users: HeldOut) -> dict[str, float]:
+        items_ID = model.items(self.data.content_IR)
+        evaluation = self.config.eval
+        if self.users_are_known:
+            queries_BD = model.users(torch.from_numpy(users.users_B))
+        else:
+            fold_in = fit_fold_in(model, self.data, self.config, items_ID, gate=self.gate)
+            queries_BD = fold_in.queries(items_ID, users.histories)
+        return rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
+
+    @torch.inference_mode()
+    def result(self, plan: Plan, state: RunState, carry: Carry) -> TrainedFactors:
+        model = plan.final_model(carry)
+        served = make_served(
+            model,
+            self.data,
+            self.config,
+            self.interactions,
+            self.catalogue,
+            item_ids=self.item_ids,
+            plan=plan,
+            carry=carry,
+            gate=self.gate,
+            reports=state.reports,
+        )
+        items_ID = served.items_ID
+        metrics: dict[str, dict[str, float]] = {}
+        evaluation = self.config.eval
+        for part, users in (("valid", self.split.valid), ("test", self.split.test)):
+            if len(users) == 0:
+                continue
+            from_history = rank(
+                served.fold_in.queries(items_ID, users.histories),
+                items_ID,
+                users,
+                cutoffs=evaluation.cutoffs,
+                seen=evaluation.seen,
+            )
+            metrics[part] = from_history
+            if self.users_are_known:
+                queries_BD = model.users(torch.from_numpy(users.users_B))
+                metrics[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
+            metrics[f"{part}_from_history"] = from_history
+        return TrainedFactors(served, self.interactions, self.split, state, metrics)

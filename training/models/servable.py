@@ -1,0 +1,100 @@
+"""What an exported model must be able to do, whether its users are read from content or have vectors of their own.
+
+Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
+state width, `D` vector width, `Q` queries, `K` candidates.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from api_schemas.manifest import Modality
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """What a data set offers to a model."""
+
+    modalities: tuple[Modality, ...]
+
+
+class ServableModel(nn.Module, ABC):
+    """Items from parts, users from items. Rows never interact: the gradient of a sum is the gradient of each row.
+
+    The score of a user and an item is the largest of the Q inner products of the user's queries with the item.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        *,
+        dim: int,
+        state_dim: int,
+        history_length: int,
+        num_queries: int,
+        extra_parts: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.extra_parts = tuple(extra_parts)
+        """Parts that the model adds to the modalities, such as `id`."""
+        self.dim = dim
+        """D: width of item vectors and queries."""
+        self.state_dim = state_dim
+        """S: width of the state of a part."""
+        self.history_length = history_length
+        """L: histories are cut to the last L items."""
+        self.num_queries = num_queries
+        """Q: queries of one user."""
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Return the names of an item's states: the modalities in order, then what the model adds."""
+        return (*(modality.name for modality in self.modalities), *self.extra_parts)
+
+    def part_presence(self, presence_BM: Tensor) -> Tensor:
+        """Return which parts `[B, P]` an item has that is known by its modalities alone: all extra ones, or nothing."""
+        any_B1 = presence_BM.any(dim=-1, keepdim=True)
+        return torch.cat([presence_BM, *[any_B1 for _ in self.extra_parts]], dim=-1)
+
+    @abstractmethod
+    def project(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return states `[B, P, S]`, zero where absent, of raw vectors per modality `[B, D_m]`."""
+
+    @abstractmethod
+    def fuse(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return item vectors `[..., D]` of states `[..., P, S]` and presence `[..., P]` bool.
+
+        The same vector is the candidate and the item's row in a history.
+        """
+
+    @abstractmethod
+    def encode_users(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return queries `[B, Q, D]` of item vectors `[B, L, D]` and mask `[B, L]` bool.
+
+        Padding may hold anything finite and changes nothing. An empty history gives a default, never NaN. L may differ
+        from `history_length`.
+        """
+
+    @abstractmethod
+    def modality_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return the item vector split by part, `[..., P, D]`: they sum to `fuse` of the same input.
+
+        Attention, where there is any, is held at its values, so the split of a score is exact and additive, but not
+        causal.
+        """
+
+    @property
+    def user_map(self) -> Tensor | None:
+        """Return A `[D, D]` where a user is the mean of the history's items times A plus a constant; else None.
+
+        Gradients with respect to a history are then constants times A, and need no differentiation to be explained.
+        """
+        return None
+
+    def encode_items(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return item vectors `[B, D]` of raw vectors."""
+        return self.fuse(self.project(features, presence_BM), self.part_presence(presence_BM))
