@@ -296,7 +296,7 @@ async def test_a_history_counts_for_more_than_what_was_learned(recommender, serv
     user = snapshot.candidates([3, 14]).mean(axis=0) @ model.fold_in + model.offset
     assert [line.item_id for line in slate.items] == best(snapshot.candidates(ROWS) @ user, 5)
     assert slate.explanation.method == servable.methods[0]
-    assert list(slate.items[0].explanation.history[0].by_modality) == list(servable.parts)
+    assert list(slate.items[0].explanation.history[0]["by_modality"]) == list(servable.parts)
 
 
 @pytest.mark.parametrize("subject", [None, user_subject("nobody"), session_subject("ann")])

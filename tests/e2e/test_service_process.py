@@ -218,6 +218,8 @@ async def _lose_redis(service, redis):
 async def _lose_a_worker(service):
     victim, other = service.children()
     os.kill(victim, signal.SIGKILL)
+    # What is handed to it in the milliseconds that the kernel takes to bury it is lost, like what it was answering.
+    wait_until(lambda: "worker_died" in service.log.read_text(), what="the death is known")
     async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
         statuses = [(await client.get("/readyz")).status_code for _ in range(5)]
         assert statuses == [200] * 5, "the other one goes on"
