@@ -40,7 +40,7 @@ class Judgement:
     metrics: dict[str, float]
     """Of users read from their histories, as requests with a history are answered."""
     metrics_of_known: dict[str, float] | None
-    """Of the same users from their learned vectors, where the bundle knows all of them."""
+    """Of the same users from their learned vectors, where they have one; None when the bundle knows none of them."""
     faithfulness: dict[ExplanationMethod, Faithfulness]
 
 
@@ -111,8 +111,8 @@ def evaluate_bundle(
 ) -> tuple[dict[str, float], dict[str, float] | None]:
     """Return mean metrics such as `recall@20` of a bundle on held-out users.
 
-    They are of users read from their histories; and of the same users from their learned vectors, where the bundle has
-    one for each of `user_ids`.
+    They are of users read from their histories; and of the same users from their learned vectors where the bundle has
+    one, None where it has none for any of `user_ids`.
     """
     candidate_parts, history_parts = [], []
     encoder = ItemEncoder(bundle)
@@ -136,9 +136,11 @@ def evaluate_bundle(
     metrics = evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
     known = open_known_users(bundle.path, bundle.manifest)
     rows_B = np.array([-1 if known is None else known.row(user_id) for user_id in user_ids], np.int64)
-    if known is None or (rows_B < 0).any():
+    if known is None or (rows_B < 0).all():
         return metrics, None
-    query_BQD = torch.from_numpy(known.vectors[rows_B])
+    rows_BL, mask_BL = pad_histories(users, slice(None), length=bundle.manifest.history_length)
+    query_BQD = torch.from_numpy(bundle.encode_users(history_NH[rows_BL], mask_BL))
+    query_BQD[rows_B >= 0] = torch.from_numpy(known.vectors[rows_B[rows_B >= 0]])
 
     def score_known(piece: slice) -> Tensor:
         return (query_BQD[piece] @ candidate_ND.T).amax(dim=1)

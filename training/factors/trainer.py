@@ -22,6 +22,7 @@ from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
 from training.factors.data import FactorData
 from training.factors.plan import Plan
+from training.factors.foldin import FoldInMap
 from training.factors.serving import Served, fit_fold_in, gate_users, make_served, rank
 from training.factors.stages import Carry, FitStage, Stage
 from training.models import FactorModel
@@ -185,10 +186,15 @@ class _Run:
         data = FactorData(train, split.train_users, catalogue, seed=config.seed)
         return cls(config, interactions, split, catalogue, data, tuple(dataset.item_ids), gate)
 
-    @property
-    def users_are_known(self) -> bool:
-        """Tell whether held-out users have vectors of their own: not under a split by users."""
-        return bool(np.isin(self.split.valid.users_B, self.data.users).all())
+    def queries(self, model: FactorModel, items_ID: Tensor, users: HeldOut, fold_in: FoldInMap | None) -> Tensor:
+        """Return each user's learned vector; of a user without one, what the history gives, through a map if given."""
+        known_B = np.isin(users.users_B, self.data.users)
+        queries_BD = model.users(torch.from_numpy(users.users_B))
+        if known_B.all():
+            return queries_BD
+        fold_in = fold_in or fit_fold_in(model, self.data, self.config, items_ID, gate=self.gate)
+        from_history_BD = fold_in.queries(items_ID, users.histories)
+        return torch.where(torch.from_numpy(known_B)[:, None], queries_BD, from_history_BD)
 
     @torch.inference_mode()
     def validate(self, model: torch.nn.Module) -> dict[str, float]:
@@ -198,11 +204,7 @@ class _Run:
     def _judge(self, model: FactorModel, users: HeldOut) -> dict[str, float]:
         items_ID = model.items(self.data.content_IR)
         evaluation = self.config.eval
-        if self.users_are_known:
-            queries_BD = model.users(torch.from_numpy(users.users_B))
-        else:
-            fold_in = fit_fold_in(model, self.data, self.config, items_ID, gate=self.gate)
-            queries_BD = fold_in.queries(items_ID, users.histories)
+        queries_BD = self.queries(model, items_ID, users, None)
         return rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
 
     @torch.inference_mode()
@@ -233,9 +235,7 @@ class _Run:
                 cutoffs=evaluation.cutoffs,
                 seen=evaluation.seen,
             )
-            metrics[part] = from_history
-            if self.users_are_known:
-                queries_BD = model.users(torch.from_numpy(users.users_B))
-                metrics[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
+            queries_BD = self.queries(model, items_ID, users, served.fold_in)
+            metrics[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
             metrics[f"{part}_from_history"] = from_history
         return TrainedFactors(served, self.interactions, self.split, state, metrics)
