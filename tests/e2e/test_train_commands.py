@@ -78,8 +78,14 @@ def test_baselines_are_judged_on_the_same_users_for_each_seed(toy_dataset, tmp_p
     runs = json.loads((tmp_path / "b.json").read_text())
     assert {name: len(found) for name, found in runs.items()} == {"popularity": 2, "item_knn": 2, "ease": 2}
     last = result.stdout.splitlines()[-1]
-    assert last.startswith("mean of 2, ease: recall@10 0.")
+    assert last.startswith("mean of 2, ease: recall@10 ")
     assert "recall@20 1.0000 +- 0.0000" in last
+
+
+def test_baselines_are_judged_on_a_split_of_interactions_too(toy_dataset, tmp_path):
+    result = call("baselines", "--data", toy_dataset, "--split", "interactions", "--json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "b.json").read_text())["ease"][0]["recall@20"] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
 from training.factors.data import FactorData
-from training.factors.foldin import FoldInMap
+from training.factors.fold_in import FoldInMap
 from training.factors.plan import Plan
 from training.factors.serving import Served, fit_fold_in, gate_users, make_served, rank
 from training.factors.stages import Carry, FitStage, Stage

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from api_schemas.manifest import Modality
-from training.factors.foldin import affine_map, pool
+from training.factors.fold_in import affine_map, pool
 from training.factors.invrl import assign, gradient_penalty, refill
 from training.factors.losses import bpr, item_factor, item_neighbours, user_factor, weighted_negatives
 from training.factors.served import ServedFactors
