@@ -25,7 +25,7 @@ from training.evaluate import evaluate_scores
 from training.factors.cold import MAX_USERS, balancing_shift, design, exposure_ratio, fit_ridge, mean_weights
 from training.factors.data import FactorData
 from training.factors.fold_in import FoldInMap, fit_affine, mean_map, pool
-from training.factors.invrl import summary
+from training.factors.masking import summary
 from training.factors.network import ContentNetwork
 from training.factors.plan import Plan, imputer_items, learned_part
 from training.factors.served import LinearImputer, ServedFactors
