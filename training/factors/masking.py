@@ -21,7 +21,7 @@ from training.factors.stages import Carry, Facts, Stage
 from training.factors.ultragcn import UltraGcnLoss
 from training.models import FactorModel, InvrlConfig
 
-Penalty = Literal["hrm", "paper", "code"]
+Penalty = Literal["direct", "hrm", "paper", "code"]
 
 
 class MaskNet(nn.Module):
@@ -136,7 +136,7 @@ class MaskStage(Stage):
         )
 
     def _of_environment(self, work: _Step, own: Tensor, mu_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of an environment's pairs, and its gradient `[C, R]` with respect to W."""
+        """Return the mean loss of an environment's pairs, and its gradient `[C, R]`: see `gradient_penalty`."""
         batch, users_BC, count = work.batch, work.users_BC, len(own)
         assert batch.negatives is not None
         # W (mu * x) = (W diag(mu)) x, here and in the gradient: masks the small matrix instead of the items.
@@ -156,7 +156,8 @@ class MaskStage(Stage):
         residual_BN = weight_BN * torch.sigmoid(score_BN)
         pull_YC = torch.zeros_like(content_YC).index_add(0, column_X, residual_X[:, None] * users_XC)
         pull_YC = pull_YC.index_add(0, work.column_N, residual_BN.T @ users_BC)
-        return loss / count, (pull_YC.T @ work.content_YR) * mu_R / count
+        gradient_CR = pull_YC.T @ work.content_YR / count
+        return loss / count, gradient_CR if self._settings.penalty == "direct" else gradient_CR * mu_R
 
     def finish(self) -> tuple[Carry, Facts]:
         """Hand on the mask and begin the next partition anew."""
@@ -183,7 +184,7 @@ def gradient_penalty(gradient_ECR: Tensor, mu_R: Tensor, *, form: Penalty, norma
     spread_CR = (gradient_ECR - gradient_ECR.mean(dim=0)).square().sum(dim=0)
     if normalised:
         spread_CR = spread_CR / gradient_ECR.detach().square().sum().clamp_min(1e-30)
-    if form == "hrm":
+    if form in {"direct", "hrm"}:
         return (spread_CR * mu_R).sum()
     if form == "paper":
         spread_CR = spread_CR / len(gradient_ECR)

@@ -78,7 +78,7 @@ class MaskConfig(Settings):
     prior_weight: float = Field(1e-4, ge=0, description="lambda of the pull to `prior`, for a mean loss over pairs.")
     prior: float = Field(0.5, ge=0, le=1, description="Where the mask starts and is pulled to; the paper prints 0.")
     growth: float = Field(1.05, ge=1, description="Of alpha and lambda from one iteration to the next.")
-    penalty: Literal["hrm", "paper", "code"] = Field(
+    penalty: Literal["direct", "hrm", "paper", "code"] = Field(
         "hrm",
         description="hrm: variance times mask, summed. paper: squared after that, variance over E. code: the same with "
         "the sum over environments in place of the variance.",
