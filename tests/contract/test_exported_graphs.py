@@ -349,6 +349,9 @@ def test_an_id_based_model_is_published_with_what_it_learned(learned, toy_datase
     assert manifest.explanation_methods[0] == "decomposition"
     assert manifest.fold_in.recall >= 0.8 * manifest.fold_in.recall_of_known
     assert len(manifest.modality_mask) == (3 if manifest.family == "invrl" else 0)
+    for mask in manifest.modality_mask:
+        with_mask, without_mask = mask.contribution_with_mask, mask.contribution_without_mask
+        assert 0 < with_mask < without_mask <= with_mask + mask.contribution_removed + 1e-6
     encoded = encode(learned, catalogue(learned, dataset), dataset.item_ids)
     np.testing.assert_allclose(encoded.candidates, trained.served.items_ID, atol=2e-5)
     judged = judge_bundle(learned.bundle, dataset, which="test", num_explained=0, on_progress=lambda *_: None)
