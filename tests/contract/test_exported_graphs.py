@@ -3,6 +3,7 @@
 One suite for content models and for id-based ones: the service can not tell them apart.
 """
 
+import re
 from typing import get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from index.item_encoder import ItemEncoder
 from index.store import ArtifactStore
 from tests.factor_runs import FAMILIES, config_of, run
 from tests.id_bundles import without
+from tests.skips import ROOT
 from training.config import RunConfig, parse_config
 from training.evaluate_bundle import judge_bundle, judged_users
 from training.export import EXPLAINER_OUTPUTS, graphs_of
@@ -31,6 +33,10 @@ from training.models import ContentFamily, FeatureSpec, ServableModel
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
+COMMON_FILES = {
+    *("item_encoder.onnx", "state_encoder.onnx", "user_encoder.onnx", "explainer.onnx"),
+    *("golden.npz", "config.toml", "metrics.json"),
+}
 CONFIG = f"""
 name = "parity"
 [model]
@@ -299,12 +305,17 @@ def test_the_bundle_says_what_it_is(exported, toy_dataset):
     assert 0.4 < manifest.metrics["recall@20"] <= 1
     assert manifest.data_fingerprint == Dataset.open(toy_dataset).fingerprint()
     assert manifest.graphs["explainer"].outputs[2].shape == ["batch", "candidates", LENGTH, exported.num_parts]
-    assert {entry.path for entry in manifest.files} >= {"config.toml", "metrics.json", "golden.npz", "explainer.onnx"}
+    assert {entry.path for entry in manifest.files} >= COMMON_FILES
     assert parse_config((exported.path / "config.toml").read_text()).model.dim == DIM
     done, total = exported.progress[-1][1:]
     assert exported.progress[-1][0] == "explanations"
     assert done == total > 0
     exported.bundle.check_golden()
+
+
+def test_every_file_of_the_bundle_is_documented(exported):
+    documented = re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/bundles.md").read_text(), re.MULTILINE)
+    assert {entry.path for entry in exported.manifest.files} <= set(documented)
 
 
 def test_no_path_of_the_machine_is_in_a_graph(exported):
@@ -357,7 +368,10 @@ def test_an_id_based_model_is_published_with_what_it_learned(learned, toy_datase
     judged = judge_bundle(learned.bundle, dataset, which="test", num_explained=0, on_progress=lambda *_: None)
     assert judged.metrics == pytest.approx(trained.metrics["test_from_history"], abs=1e-6)
     assert judged.metrics_of_known == pytest.approx(manifest.metrics, abs=1e-6)
-    assert {entry.path for entry in manifest.files} >= {"stages.json", "known_users.arrow", "known_queries.npy"}
+    tables = {"known_users.arrow", "known_queries.npy"}
+    if manifest.warm is not None:
+        tables |= {"warm_items.arrow", "warm_states.npy"}
+    assert {entry.path for entry in manifest.files} == COMMON_FILES | tables | {"stages.json"}
 
 
 def splits_add_up(learned: Exported, items: EncodedItems, *, rows: list[int]) -> dict[str, np.ndarray]:
