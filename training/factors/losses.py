@@ -4,6 +4,8 @@ Legend: `B` users or pairs, `I` items, `N` negatives shared by a step, `n` negat
 neighbours.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -21,6 +23,22 @@ def bpr(positive_B: Tensor, negative_Bn: Tensor) -> Tensor:
     return F.softplus(negative_Bn - positive_B.unsqueeze(-1)).mean(dim=-1)
 
 
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """Pairs of a step, in the order of their users."""
+
+    place_X: Tensor
+    """Place of each pair's user, ascending."""
+    column_X: Tensor
+    """Row of its item in the catalogue."""
+    weight_X: Tensor
+
+    def of_users(self, start: int, stop: int) -> slice:
+        """Return which pairs are those of the users from `start` to before `stop`."""
+        first, last = torch.searchsorted(self.place_X, torch.tensor([start, stop])).tolist()
+        return slice(first, last)
+
+
 def user_factor(degree_B: Tensor) -> Tensor:
     """Return sqrt(d_u + 1) / d_u, the user's side of beta (0 for a user without items)."""
     return torch.where(degree_B > 0, torch.sqrt(degree_B + 1) / degree_B.clamp_min(1), torch.zeros_like(degree_B))
@@ -31,7 +49,7 @@ def item_factor(degree_I: Tensor) -> Tensor:
     return torch.rsqrt(degree_I + 1)
 
 
-def weighted_negatives(
+def weighted_cross_entropy(
     user_BD: Tensor,
     item_ND: Tensor,
     *,
@@ -40,16 +58,23 @@ def weighted_negatives(
     item_factor_N: Tensor,
     w3: float,
     w4: float,
-) -> Tensor:
-    """Return the sum over users of weight times mean over N items of (w3 + w4 beta) softplus(score).
+    positives: Positives | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over users of weight times mean over N items of (w3 + w4 beta) softplus(score), plus positives.
 
-    Scores are made, used for loss and gradient and dropped, some users at a time.
+    Scores are made, used for loss and gradient and dropped, some users at a time. Where the N items are the catalogue,
+    the positives' scores are among them, and cost nothing more.
+
+    Returns:
+        The whole sum, and the positives' share of it, which carries no gradient.
     """
-    total: Tensor = _Negatives.apply(user_BD, item_ND, weight_B, user_factor_B, item_factor_N, w3, w4)  # type: ignore[no-untyped-call]  # torch
-    return total
+    total, positive = _CrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch
+        user_BD, item_ND, weight_B, user_factor_B, item_factor_N, w3, w4, positives
+    )
+    return total, positive
 
 
-class _Negatives(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     """The gradients are made on the way forward."""
 
     @staticmethod
@@ -62,26 +87,36 @@ class _Negatives(torch.autograd.Function):
         item_factor_N: Tensor,
         w3: float,
         w4: float,
-    ) -> Tensor:
-        total = user_BD.new_zeros(())
+        positives: Positives | None,
+    ) -> tuple[Tensor, Tensor]:
+        negative, positive = user_BD.new_zeros(()), user_BD.new_zeros(())
         user_grad_BD, item_grad_ND = torch.empty_like(user_BD), torch.zeros_like(item_ND)
         scale_B = weight_B / len(item_ND)
         for start in range(0, len(user_BD), _USERS_AT_ONCE):
             piece = slice(start, start + _USERS_AT_ONCE)
             scores_BN = user_BD[piece] @ item_ND.T
-            weights_BN = w3 + w4 * torch.outer(user_factor_B[piece], item_factor_N)
-            weights_BN *= scale_B[piece].unsqueeze(-1)
-            total += (weights_BN * F.softplus(scores_BN)).sum()
-            weights_BN *= torch.sigmoid_(scores_BN)
-            user_grad_BD[piece] = weights_BN @ item_ND
-            item_grad_ND += weights_BN.T @ user_BD[piece]
+            pull_BN = w3 + w4 * torch.outer(user_factor_B[piece], item_factor_N)
+            pull_BN *= scale_B[piece].unsqueeze(-1)
+            negative += (pull_BN * F.softplus(scores_BN)).sum()
+            if positives is None:
+                pull_BN *= torch.sigmoid_(scores_BN)
+            else:
+                own = positives.of_users(start, start + _USERS_AT_ONCE)
+                place_X = (positives.place_X[own] - start, positives.column_X[own])
+                score_X, weight_X = scores_BN[place_X], positives.weight_X[own]
+                positive += (weight_X * F.softplus(-score_X)).sum()
+                pull_BN *= torch.sigmoid_(scores_BN)
+                pull_BN.index_put_(place_X, -weight_X * torch.sigmoid(-score_X), accumulate=True)
+            user_grad_BD[piece] = pull_BN @ item_ND
+            item_grad_ND += pull_BN.T @ user_BD[piece]
         ctx.save_for_backward(user_grad_BD, item_grad_ND)
-        return total
+        ctx.mark_non_differentiable(positive)
+        return negative + positive, positive
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         user_grad_BD, item_grad_ND = ctx.saved_tensors  # type: ignore[attr-defined]  # set by torch
-        return user_grad_BD * grads[0], item_grad_ND * grads[0], None, None, None, None, None
+        return user_grad_BD * grads[0], item_grad_ND * grads[0], *[None] * 6
 
 
 def item_neighbours(

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.factors.data import FactorData
-from training.factors.invrl import summary
+from training.factors.fit import loaded
+from training.factors.masking import summary
 from training.factors.plan import Plan
-from training.factors.stages import Carry, loaded
+from training.factors.stages import Carry
 from training.models import FactorModel
 
 _SAMPLE = 1000

@@ -21,10 +21,11 @@ from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
 from training.factors.data import FactorData
+from training.factors.fit import FitStage
 from training.factors.fold_in import FoldInMap
 from training.factors.plan import Plan
 from training.factors.serving import Served, fit_fold_in, gate_users, make_served, rank
-from training.factors.stages import Carry, FitStage, Stage
+from training.factors.stages import Carry, Stage
 from training.models import FactorModel
 from training.progress import Observer
 from training.trainer import Interrupted, TrainingError, run_digest

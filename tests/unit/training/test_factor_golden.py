@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from api_schemas.manifest import Modality
+from training.factors import losses
+from training.factors.environments import assign, refill
 from training.factors.fold_in import affine_map, pool
-from training.factors.invrl import assign, gradient_penalty, refill
-from training.factors.losses import bpr, item_factor, item_neighbours, user_factor, weighted_negatives
+from training.factors.losses import Positives, bpr, item_factor, item_neighbours, user_factor, weighted_cross_entropy
 from training.factors.mask_figures import contributions
+from training.factors.masking import gradient_penalty
 from training.factors.served import ServedFactors
 from training.models import FeatureSpec, UltraGcnConfig, VbprConfig
 
@@ -32,40 +34,64 @@ def test_beta_is_equation_18():
     torch.testing.assert_close(beta[:, :2], double(expected))
 
 
-def test_the_weighted_cross_entropy_is_the_golden_one():
-    pairs, negatives = [(0, 0), (1, 2)], [[2, 2], [0, 1]]
-    factor_B, factor_I = user_factor(DEGREE_U)[:2], item_factor(DEGREE_I)
-    positive = [float((1 + factor_B[u] * factor_I[i]) * F.softplus(-(USERS_UD[u] @ ITEMS_ID[i]))) for u, i in pairs]
-    assert positive == pytest.approx([0.75162567387, 1.29127286221], rel=1e-8)
-    negative = [
-        float(
-            weighted_negatives(
-                USERS_UD[u : u + 1],
-                ITEMS_ID[rows],
-                weight_B=double([1.0]),
-                user_factor_B=factor_B[u : u + 1],
-                item_factor_N=factor_I[rows],
-                w3=1.0,
-                w4=1.0,
-            )
-        )
-        for u, rows in enumerate(negatives)
-    ]
-    assert negative == pytest.approx([1.1437431377, 1.29320239179], rel=1e-8)
+POSITIVE, NEGATIVE = [0.75162567387, 1.29127286221], [1.1437431377, 1.29320239179]
+WEIGHTS = {"weight_B": double([1.0, 3.0, 0.5, 2.0]), "w3": 0.7, "w4": 1.3}
 
 
-def test_the_gradients_made_on_the_way_forward_are_those_of_autodiff():
-    arguments = {
-        "weight_B": double([1.0, 3.0, 0.5, 2.0]),
-        "user_factor_B": user_factor(DEGREE_U),
-        "item_factor_N": item_factor(DEGREE_I),
-        "w3": 0.7,
-        "w4": 1.3,
-    }
-    assert torch.autograd.gradcheck(
-        lambda users, items: weighted_negatives(users, items, **arguments),
-        (USERS_UD.clone().requires_grad_(), ITEMS_ID.clone().requires_grad_()),
+def positives(places, columns):
+    place_X, column_X = torch.as_tensor(places), torch.as_tensor(columns)
+    weight_X = 1 + user_factor(DEGREE_U)[place_X] * item_factor(DEGREE_I)[column_X]
+    return Positives(place_X, column_X, weight_X)
+
+
+@pytest.mark.parametrize(("user", "item", "rows"), [(0, 0, [2, 2]), (1, 2, [0, 1])])
+def test_the_weighted_cross_entropy_is_the_golden_one(user, item, rows):
+    arguments = {"weight_B": double([1.0]), "user_factor_B": user_factor(DEGREE_U)[user : user + 1]}
+    found, none = weighted_cross_entropy(
+        USERS_UD[user : user + 1],
+        ITEMS_ID[rows],
+        item_factor_N=item_factor(DEGREE_I)[rows],
+        w3=1.0,
+        w4=1.0,
+        **arguments,
     )
+    assert found.item() == pytest.approx(NEGATIVE[user], rel=1e-8)
+    assert none.item() == 0
+    pair = Positives(torch.tensor([0]), torch.tensor([item]), positives([user], [item]).weight_X)
+    whole, positive = weighted_cross_entropy(
+        USERS_UD[user : user + 1], ITEMS_ID, item_factor_N=item_factor(DEGREE_I), w3=0.0, w4=0.0,
+        positives=pair, **arguments,
+    )  # fmt: skip
+    assert positive.item() == pytest.approx(POSITIVE[user], rel=1e-8)
+    assert whole.item() == positive.item()
+
+
+@pytest.mark.parametrize(
+    "pairs", [None, ([], []), ([0, 0, 2, 3, 3, 3], [0, 1, 2, 1, 1, 0])], ids=["none", "empty", "some and one twice"]
+)
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+def test_the_gradients_made_on_the_way_forward_are_those_of_autodiff(pairs, at_once, monkeypatch):
+    monkeypatch.setattr(losses, "_USERS_AT_ONCE", at_once)
+    given = None if pairs is None else positives(*(torch.tensor(one, dtype=torch.int64) for one in pairs))
+
+    def plain(users_UD, items_ID):
+        scores_UI = users_UD @ items_ID.T
+        beta_UI = torch.outer(user_factor(DEGREE_U), item_factor(DEGREE_I))
+        negative = (WEIGHTS["weight_B"][:, None] * (0.7 + 1.3 * beta_UI) * F.softplus(scores_UI)).sum() / len(items_ID)
+        if given is None:
+            return negative
+        return negative + (given.weight_X * F.softplus(-scores_UI[given.place_X, given.column_X])).sum()
+
+    def fused(users_UD, items_ID):
+        factors = {"user_factor_B": user_factor(DEGREE_U), "item_factor_N": item_factor(DEGREE_I)}
+        return weighted_cross_entropy(users_UD, items_ID, **WEIGHTS, **factors, positives=given)[0]
+
+    inputs = (USERS_UD.clone().requires_grad_(), ITEMS_ID.clone().requires_grad_())
+    torch.testing.assert_close(fused(*inputs), plain(*inputs))
+    for found, expected in zip(
+        torch.autograd.grad(fused(*inputs), inputs), torch.autograd.grad(plain(*inputs), inputs), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 def test_item_neighbours_leave_the_item_itself_out_and_have_the_papers_weights():
