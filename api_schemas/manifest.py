@@ -149,15 +149,27 @@ class ColdItems(OnDisk):
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class MaskFigures(OnDisk):
-    """How much a learned mask lets through of the raw dimensions of a modality: figures of its values in 0 to 1."""
+    """How much a learned mask lets through of the raw dimensions of a modality: figures of its values in 0 to 1.
+
+    The contributions are mean sizes over pairs of users and items drawn at random, in the model that was trained before
+    the mask, on the scale of its scores; null in bundles made before they were measured.
+    """
 
     mean: _Share
     q10: _Share
     median: _Share
     q90: _Share
+    contribution_with_mask: _Size | None = Field(
+        default=None, description="Mean size of what the modality adds to a score, or takes from it, under the mask."
+    )
+    contribution_without_mask: _Size | None = Field(default=None, description="The same of all its content.")
+    contribution_removed: _Size | None = Field(
+        default=None, description="Mean size of the difference: what invariance took out of the score."
+    )
 
     @model_validator(mode="after")
     def _quantiles_rise(self) -> Self:

@@ -26,7 +26,15 @@ from index.store import UNPUBLISHED, ArtifactStore
 from tests.bundles import Graph, golden_of, graph_spec
 
 ADDED = ("id", "bias")
-MASK = {"mean": 0.6, "q10": 0.1, "median": 0.7, "q90": 1.0}
+MASK = {
+    "mean": 0.6,
+    "q10": 0.1,
+    "median": 0.7,
+    "q90": 1.0,
+    "contribution_with_mask": 0.8,
+    "contribution_without_mask": 1.1,
+    "contribution_removed": 0.4,
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the
 state width, `D` vector width, `Q` queries, `K` candidates, `J` = 2P directions.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
@@ -64,15 +66,8 @@ class UserEncoder(nn.Module):
         return queries_BQD
 
 
-class Explainer(nn.Module):
-    """Demure's interest scores (its Eq. 7 and 8), gradient x input, and the exact split of the candidate's side.
-
-    psi = max_q u_q . v is the score before any softmax, and the candidate's vector is a constant. The gradient at an
-    item vector is taken once per candidate. The gradient at a state follows by the chain rule, and of it only
-    two numbers per state are asked for, its mean and its product with the state. Both are directional derivatives of
-    the item's vector and know nothing of the candidate, so 2P directions per history replace one backward pass through
-    all states per candidate (20 candidates, L = 50, M = 4: half the time).
-    """
+class ExplainerGraph(nn.Module, ABC):
+    """What both explainers are given, freed of what lies in absent parts and padding."""
 
     def __init__(self, model: ServableModel) -> None:
         super().__init__()
@@ -89,8 +84,31 @@ class Explainer(nn.Module):
         """Return the seven outputs in the order of `training.export.EXPLAINER_OUTPUTS`."""
         presence_BLP = presence_BLP & mask_BL[..., None]
         states_BLPS = _kept(states_BLPS, presence_BLP[..., None])
-        real_BL = presence_BLP.any(dim=-1)
         candidate_states_KPS = _kept(candidate_states_KPS, candidate_presence_KP[..., None])
+        return self.explained(states_BLPS, presence_BLP, candidate_states_KPS, candidate_presence_KP)
+
+    @abstractmethod
+    def explained(
+        self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the seven outputs of states that are zero where nothing is."""
+
+
+class Explainer(ExplainerGraph):
+    """Demure's interest scores (its Eq. 7 and 8), gradient x input, and the exact split of the candidate's side.
+
+    psi = max_q u_q . v is the score before any softmax, and the candidate's vector is a constant. The gradient at an
+    item vector is taken once per candidate. The gradient at a state follows by the chain rule, and of it only
+    two numbers per state are asked for, its mean and its product with the state. Both are directional derivatives of
+    the item's vector and know nothing of the candidate, so 2P directions per history replace one backward pass through
+    all states per candidate (20 candidates, L = 50, M = 4: half the time).
+    """
+
+    def explained(
+        self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the seven outputs of states that are zero where nothing is."""
+        real_BL = presence_BLP.any(dim=-1)
         items_BLD = _items(self.model, states_BLPS, presence_BLP)
         candidate_KD = _items(self.model, candidate_states_KPS, candidate_presence_KP)
         queries_BQD, pull_back = vjp(lambda items: self.model.encode_users(items, real_BL), items_BLD)[:2]
@@ -137,30 +155,18 @@ class Explainer(nn.Module):
         return moved_JBLD
 
 
-class AffineExplainer(nn.Module):
+class AffineExplainer(ExplainerGraph):
     """What `Explainer` gives, for a model whose users are an affine map of the mean of their history.
 
     The gradient of psi at each of n past items is A v / n, whatever the history: nothing has to be differentiated.
     """
 
-    def __init__(self, model: ServableModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        states_BLPS: Tensor,
-        presence_BLP: Tensor,
-        mask_BL: Tensor,
-        candidate_states_KPS: Tensor,
-        candidate_presence_KP: Tensor,
+    def explained(
+        self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return the seven outputs in the order of `training.export.EXPLAINER_OUTPUTS`."""
+        """Return the seven outputs of states that are zero where nothing is."""
         map_DD = self.model.user_map
         assert map_DD is not None, "graphs_of takes this explainer for models with a map only"
-        presence_BLP = presence_BLP & mask_BL[..., None]
-        states_BLPS = _kept(states_BLPS, presence_BLP[..., None])
-        candidate_states_KPS = _kept(candidate_states_KPS, candidate_presence_KP[..., None])
         items_BLD = _items(self.model, states_BLPS, presence_BLP)
         real_BL = (items_BLD != 0).any(dim=-1)  # as `UserEncoder` has it
         parts_KPD = _parts(self.model, candidate_states_KPS, candidate_presence_KP)

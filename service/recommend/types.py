@@ -203,6 +203,10 @@ class Listing:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 
+Figures = Mapping[str, float | int | str | None]
+"""What was measured when a model was released, by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModalityCard:
     """A modality as a model reads it."""
@@ -210,11 +214,8 @@ class ModalityCard:
     name: str
     dim: int
     """Width of its raw vector."""
-    mask: Mapping[str, float] | None = None
+    mask: Figures | None = None
     """Figures of how much of it a learned mask lets through; None: the model has no mask."""
-
-
-Figures = Mapping[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)

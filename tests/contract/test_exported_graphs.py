@@ -1,26 +1,42 @@
-"""The exported graphs compute what the network computes, whatever is missing and however long the history."""
+"""The exported graphs compute what the network computes, whatever is missing and however long the history.
 
+One suite for content models and for id-based ones: the service can not tell them apart.
+"""
+
+import re
 from typing import get_args
 
 import numpy as np
 import onnxruntime as ort
+import pyarrow as pa
 import pytest
 import torch
 
 from api_schemas.manifest import Modality
-from index.bundle import Bundle
+from index.bundle import Bundle, EncodedItems
 from index.dataset import Dataset
-from index.explain import explain
-from index.features import ModelInputs, pad_vectors
+from index.explain import METHODS, explain
+from index.features import ModelInputs, from_dataset, pad_vectors
+from index.item_encoder import ItemEncoder
 from index.store import ArtifactStore
-from training.config import parse_config
+from tests.factor_runs import FAMILIES, config_of, run
+from tests.id_bundles import without
+from tests.skips import ROOT
+from training.config import RunConfig, parse_config
+from training.evaluate_bundle import judge_bundle, judged_users
 from training.export import EXPLAINER_OUTPUTS, graphs_of
+from training.factors.bundle import write_tables
+from training.factors.serving import check_servable
 from training.faithfulness import JudgedUsers
 from training.golden import ParityError, check_parity
-from training.models import ContentFamily, FeatureSpec
+from training.models import ContentFamily, FeatureSpec, ServableModel
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
+COMMON_FILES = {
+    *("item_encoder.onnx", "state_encoder.onnx", "user_encoder.onnx", "explainer.onnx"),
+    *("golden.npz", "config.toml", "metrics.json"),
+}
 CONFIG = f"""
 name = "parity"
 [model]
@@ -38,37 +54,28 @@ def networks() -> list[str]:
 
 
 class Exported:
-    """A published bundle of random, far from flat weights, and the model that it was made from."""
+    """A published bundle, and the model that it was made from."""
 
-    def __init__(self, kind: str, dataset: Dataset, store: ArtifactStore) -> None:
-        config = parse_config(CONFIG % kind)
-        torch.manual_seed(0)
-        modalities = [Modality(name=one.name, dim=one.dim) for one in dataset.manifest.modalities]
-        self.model = config.model.build(FeatureSpec(tuple(modalities)))
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                torch.nn.init.normal_(parameter, std=0.6)
-        self.model.train()
-        self.before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        judged = JudgedUsers([np.arange(8), np.arange(3), np.arange(0)], ["visual", None, "text"])
+    def __init__(self, store: ArtifactStore, *, model: ServableModel, config: RunConfig, **bundle) -> None:
+        self.model = model.train()
+        self.before = {name: value.clone() for name, value in model.state_dict().items()}
         self.progress: list[tuple[str, int, int]] = []
         self.version = publish_bundle(
-            store,
-            model=self.model,
-            config=config,
-            dataset=dataset,
-            metrics={"valid": {"recall@20": 0.5}},
-            judged=judged,
-            on_progress=lambda *what: self.progress.append(what),
+            store, model=model, config=config, on_progress=lambda *what: self.progress.append(what), **bundle
         )
         self.path, self.manifest = store.open_bundle(self.version)
         self.bundle = Bundle.open(self.path)
-        self.graphs = graphs_of(self.model)
-        self.num_modalities = len(self.model.modalities)
+        self.graphs = graphs_of(model)
+        self.num_modalities, self.num_parts = len(model.modalities), len(model.part_names)
+        self.default = (model.default_D if hasattr(model, "default_D") else model.default_query).detach().numpy()
+        self._sessions: dict[str, ort.InferenceSession] = {}
 
     def run(self, graph: str, inputs: dict) -> dict:
-        session = ort.InferenceSession(str(self.path / f"{graph}.onnx"), providers=["CPUExecutionProvider"])
-        return dict(zip(self.graphs[graph].outputs, session.run(list(self.graphs[graph].outputs), inputs), strict=True))
+        if graph not in self._sessions:
+            file = str(self.path / f"{graph}.onnx")
+            self._sessions[graph] = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+        outputs = self.graphs[graph].outputs
+        return dict(zip(outputs, self._sessions[graph].run(list(outputs), inputs), strict=True))
 
     def agrees(self, graph: str, inputs: dict) -> dict:
         """Assert parity on these inputs, and that nothing is NaN; return the exported graph's outputs.
@@ -85,10 +92,62 @@ class Exported:
         return found
 
 
-@pytest.fixture(scope="module", params=networks())
-def exported(request, toy_dataset, tmp_path_factory) -> Exported:
-    """Exported once: tracing a gradient takes a while."""
-    return Exported(request.param, Dataset.open(toy_dataset), ArtifactStore(tmp_path_factory.mktemp("exported")))
+def content_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exported:
+    """Random weights, far from flat."""
+    config = parse_config(CONFIG % kind)
+    torch.manual_seed(0)
+    modalities = [Modality(name=one.name, dim=one.dim) for one in dataset.manifest.modalities]
+    model = config.model.build(FeatureSpec(tuple(modalities)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.6)
+    few = JudgedUsers([np.arange(8), np.arange(3), np.arange(0)], ["visual", None, "text"])
+    metrics = {"valid": {"recall@20": 0.5}}
+    return Exported(store, model=model, config=config, dataset=dataset, metrics=metrics, judged=few)
+
+
+def id_based_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exported:
+    """Trained for half a second: maps, imputer and tables are fitted to something."""
+    config = config_of(kind, f"model.dim={DIM}", f"model.history_length={LENGTH}")
+    trained = run(config, dataset.path, store.root / "checkpoints")
+    check_servable(trained.served, config)
+    exported = Exported(
+        store,
+        model=trained.served.model,
+        config=config,
+        dataset=dataset,
+        metrics=trained.metrics,
+        judged=judged_users(dataset, trained.interactions, trained.split.test, config),
+        extras=lambda path: write_tables(trained.served, path),
+    )
+    exported.trained = trained
+    return exported
+
+
+@pytest.fixture(scope="module")
+def export(toy_dataset, tmp_path_factory):
+    """Exports once, whoever asks: tracing takes seconds."""
+    made: dict[str, Exported] = {}
+
+    def exported(kind: str) -> Exported:
+        if kind not in made:
+            store = ArtifactStore(tmp_path_factory.mktemp(kind))
+            make = id_based_model if kind in FAMILIES else content_model
+            made[kind] = make(kind, Dataset.open(toy_dataset), store)
+        return made[kind]
+
+    return exported
+
+
+@pytest.fixture(scope="module", params=[*networks(), *FAMILIES])
+def exported(request, export) -> Exported:
+    return export(request.param)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def learned(request, export) -> Exported:
+    """One of an id-based model."""
+    return export(request.param)
 
 
 @pytest.fixture
@@ -99,13 +158,13 @@ def rng() -> np.random.Generator:
 
 def histories(exported: Exported, rng, *, lengths) -> dict:
     """Explainer inputs: histories of these lengths, complete items, junk in the padding, three candidates."""
-    shape = (len(lengths), LENGTH, exported.num_modalities)
+    shape, width = (len(lengths), LENGTH, exported.num_parts), exported.model.state_dim
     return {
-        "states": rng.normal(size=(*shape, DIM)).astype(np.float32),
+        "states": rng.normal(size=(*shape, width)).astype(np.float32),
         "presence": np.ones(shape, dtype=np.bool_),
         "mask": np.arange(LENGTH) < np.array(lengths)[:, None],
-        "candidate_states": rng.normal(size=(3, exported.num_modalities, DIM)).astype(np.float32),
-        "candidate_presence": np.ones((3, exported.num_modalities), dtype=np.bool_),
+        "candidate_states": rng.normal(size=(3, exported.num_parts, width)).astype(np.float32),
+        "candidate_presence": np.ones((3, exported.num_parts), dtype=np.bool_),
     }
 
 
@@ -122,25 +181,30 @@ def subsets(num_modalities: int) -> np.ndarray:
 def test_items_agree_with_the_model_for_every_set_of_modalities(exported, rng):
     presence = subsets(exported.num_modalities)
     out = exported.agrees("item_encoder", raw_items(exported, rng, presence))
-    again = exported.agrees("state_encoder", {"states": out["states"], "presence": presence})
+    parts = exported.model.part_presence(torch.tensor(presence)).numpy()
+    again = exported.agrees("state_encoder", {"states": out["states"], "presence": parts})
     np.testing.assert_array_equal(again["candidate"], out["candidate"])
     assert not out["candidate"][0].any(), "an item without any modality is zero"
-    assert not out["states"][~presence].any()
+    assert not out["states"][:, : exported.num_modalities][~presence].any()
 
 
 def test_users_agree_with_the_model_for_every_length(exported, rng):
     lengths = np.arange(LENGTH + 1)
-    history = rng.normal(size=(len(lengths), LENGTH, DIM)).astype(np.float32)
+    history = rng.normal(size=(len(lengths), LENGTH, exported.model.dim)).astype(np.float32)
     mask = np.arange(LENGTH) < lengths[:, None]
     out = exported.agrees("user_encoder", {"history": history, "mask": mask})
-    default = exported.model.default_query.detach().numpy()
-    np.testing.assert_allclose(out["queries"][0], default, atol=1e-7)
+    np.testing.assert_allclose(out["queries"][0], np.atleast_2d(exported.default), atol=1e-7)
+    for padding in (0.0, 1e30, np.nan):
+        junk = np.where(mask[..., None], history, np.float32(padding))
+        np.testing.assert_array_equal(
+            exported.run("user_encoder", {"history": junk, "mask": mask})["queries"], out["queries"]
+        )
 
 
-def test_explanations_agree_with_the_model_for_every_length_and_each_modality_missing(exported, rng):
+def test_explanations_agree_with_the_model_for_every_length_and_each_part_missing(exported, rng):
     complete = histories(exported, rng, lengths=range(LENGTH + 1))
     exported.agrees("explainer", complete)
-    for column in range(exported.num_modalities):
+    for column in range(exported.num_parts):
         for side in ("presence", "candidate_presence"):
             lacking = {**complete, side: complete[side].copy()}
             lacking[side][..., column] = False
@@ -155,7 +219,7 @@ def test_explanations_agree_with_the_model_for_every_length_and_each_modality_mi
 
 def test_an_empty_history_gives_the_default_query_and_no_interest(exported, rng):
     out = exported.agrees("explainer", histories(exported, rng, lengths=[0]))
-    np.testing.assert_allclose(out["queries"][0], exported.model.default_query.detach().numpy(), atol=1e-7)
+    np.testing.assert_allclose(out["queries"][0], np.atleast_2d(exported.default), atol=1e-7)
     for name in EXPLAINER_OUTPUTS[1:5]:
         assert not out[name].any(), name
 
@@ -191,7 +255,7 @@ def test_a_history_item_without_any_modality_is_no_item(exported, rng):
     np.testing.assert_allclose(out["scores"], expected["scores"], atol=1e-5)
     assert not out["item_interest"][0, :, 1].any()
 
-    history = rng.normal(size=(1, LENGTH, DIM)).astype(np.float32)
+    history = rng.normal(size=(1, LENGTH, exported.model.dim)).astype(np.float32)
     history[0, 1] = 0.0
     mask, fewer = np.ones((1, LENGTH), dtype=np.bool_), np.ones((1, LENGTH), dtype=np.bool_)
     fewer[0, 1] = False
@@ -212,7 +276,7 @@ def test_a_batch_gives_what_its_rows_give_alone(exported, rng):
 
 
 def test_a_longer_history_is_cut_to_its_last_items(exported, rng):
-    states = rng.normal(size=(LENGTH + 3, exported.num_modalities, DIM)).astype(np.float32)
+    states = rng.normal(size=(LENGTH + 3, exported.num_parts, exported.model.state_dim)).astype(np.float32)
     presence = np.ones(states.shape[:2], dtype=np.bool_)
     candidate = {"candidate_states_KMS": states[:1], "candidate_presence_KM": presence[:1]}
     long = explain(exported.bundle, method="decomposition", states_LMS=states, presence_LM=presence, **candidate)
@@ -238,13 +302,20 @@ def test_the_model_is_left_as_it_was(exported):
 def test_the_bundle_says_what_it_is(exported, toy_dataset):
     manifest = exported.manifest
     assert manifest.version == exported.version
-    assert manifest.metrics == {"recall@20": 0.5}
+    assert 0.4 < manifest.metrics["recall@20"] <= 1
     assert manifest.data_fingerprint == Dataset.open(toy_dataset).fingerprint()
-    assert manifest.graphs["explainer"].outputs[2].shape == ["batch", "candidates", LENGTH, exported.num_modalities]
-    assert {entry.path for entry in manifest.files} >= {"config.toml", "metrics.json", "golden.npz", "explainer.onnx"}
+    assert manifest.graphs["explainer"].outputs[2].shape == ["batch", "candidates", LENGTH, exported.num_parts]
+    assert {entry.path for entry in manifest.files} >= COMMON_FILES
     assert parse_config((exported.path / "config.toml").read_text()).model.dim == DIM
-    assert exported.progress[-1] == ("explanations", 3, 3)
+    done, total = exported.progress[-1][1:]
+    assert exported.progress[-1][0] == "explanations"
+    assert done == total > 0
     exported.bundle.check_golden()
+
+
+def test_every_file_of_the_bundle_is_documented(exported):
+    documented = re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/bundles.md").read_text(), re.MULTILINE)
+    assert {entry.path for entry in exported.manifest.files} <= set(documented)
 
 
 def test_no_path_of_the_machine_is_in_a_graph(exported):
@@ -267,6 +338,92 @@ def test_encoding_through_the_bundle_takes_no_items_too(exported):
         tuple(np.zeros((0, m.dim), np.float32) for m in exported.model.modalities),
         np.zeros((0, exported.num_modalities), np.bool_),
     )
-    assert exported.bundle.encode_items(none).history.shape == (0, DIM)
-    empty = np.zeros((0, exported.num_modalities, DIM), np.float32)
-    assert exported.bundle.encode_states(empty, none.presence).candidates.shape == (0, DIM)
+    width = exported.model.dim
+    assert exported.bundle.encode_items(none).history.shape == (0, width)
+    empty = np.zeros((0, exported.num_parts, exported.model.state_dim), np.float32)
+    absent = np.zeros(empty.shape[:2], np.bool_)
+    assert exported.bundle.encode_states(empty, absent).candidates.shape == (0, width)
+
+
+def encode(learned: Exported, inputs: ModelInputs, item_ids: list[str]) -> EncodedItems:
+    """As a rebuild does it."""
+    encoder = ItemEncoder(learned.bundle)
+    return encoder.encode(inputs, encoder.known_rows(pa.chunked_array([pa.array(item_ids, pa.string())])))
+
+
+def catalogue(learned: Exported, dataset: Dataset) -> ModelInputs:
+    return from_dataset(dataset, slice(0, dataset.num_items), learned.manifest.modalities)
+
+
+def test_an_id_based_model_is_published_with_what_it_learned(learned, toy_dataset):
+    dataset, manifest, trained = Dataset.open(toy_dataset), learned.manifest, learned.trained
+    assert manifest.explanation_methods[0] == "decomposition"
+    assert manifest.fold_in.recall >= 0.8 * manifest.fold_in.recall_of_known
+    assert len(manifest.modality_mask) == (3 if manifest.family == "invrl" else 0)
+    for mask in manifest.modality_mask:
+        with_mask, without_mask = mask.contribution_with_mask, mask.contribution_without_mask
+        assert 0 < with_mask < without_mask <= with_mask + mask.contribution_removed + 1e-6
+    encoded = encode(learned, catalogue(learned, dataset), dataset.item_ids)
+    np.testing.assert_allclose(encoded.candidates, trained.served.items_ID, atol=2e-5)
+    judged = judge_bundle(learned.bundle, dataset, which="test", num_explained=0, on_progress=lambda *_: None)
+    assert judged.metrics == pytest.approx(trained.metrics["test_from_history"], abs=1e-6)
+    assert judged.metrics_of_known == pytest.approx(manifest.metrics, abs=1e-6)
+    tables = {"known_users.arrow", "known_queries.npy"}
+    if manifest.warm is not None:
+        tables |= {"warm_items.arrow", "warm_states.npy"}
+    assert {entry.path for entry in manifest.files} == COMMON_FILES | tables | {"stages.json"}
+
+
+def splits_add_up(learned: Exported, items: EncodedItems, *, rows: list[int]) -> dict[str, np.ndarray]:
+    """Assert that every method's split of some items' scores adds up; return the contributions by method."""
+    found = {}
+    given = {
+        "states_LMS": items.states[3:8],
+        "presence_LM": items.presence[3:8],
+        "candidate_states_KMS": items.states[rows],
+        "candidate_presence_KM": items.presence[rows],
+    }
+    mask = np.arange(LENGTH)[None] < 5
+    query = learned.bundle.encode_users(np.pad(items.history[3:8], [(0, LENGTH - 5), (0, 0)])[None], mask)[0]
+    for method in METHODS:
+        arrays = explain(learned.bundle, method=method, **given)
+        allowed = 1e-5 * (1 + np.abs(arrays.scores_K))
+        assert (np.abs(arrays.scores_K - items.candidates[rows] @ query[0]) < allowed).all()
+        assert (np.abs(arrays.contributions_KM.sum(axis=1) + arrays.residual_K - arrays.scores_K) < allowed).all()
+        if method == "decomposition":
+            assert (np.abs(arrays.residual_K) < allowed).all()
+        found[method] = arrays.contributions_KM
+    return found
+
+
+def test_items_that_lack_a_modality_have_no_part_of_it_and_scores_that_add_up(learned, toy_dataset):
+    dataset = Dataset.open(toy_dataset)
+    complete = catalogue(learned, dataset)
+    for ids in (dataset.item_ids, [f"new-{item_id}" for item_id in dataset.item_ids]):
+        for column in range(learned.num_modalities):
+            items = encode(learned, without(complete, column), ids)
+            assert np.isfinite(items.candidates).all()
+            assert not items.presence[:, column].any()
+            assert items.presence[:, learned.num_modalities :].all()
+            kept = np.where(items.presence[..., None], items.states, 0)
+            np.testing.assert_allclose(kept.sum(axis=1), items.candidates, atol=2e-5)
+            contributions = splits_add_up(learned, items, rows=[0, 1, 20, 59])
+            for method, values_KM in contributions.items():  # by the candidate's parts or the history's: both lack it
+                assert not values_KM[:, column].any(), method
+
+
+def test_an_item_without_any_modality_is_what_was_learned_or_an_average_item(learned, toy_dataset):
+    dataset = Dataset.open(toy_dataset)
+    bare = catalogue(learned, dataset)
+    bare = ModelInputs(tuple(np.zeros_like(values) for values in bare.features), np.zeros_like(bare.presence))
+    known = encode(learned, bare, dataset.item_ids)
+    new = encode(learned, bare, [f"new-{item_id}" for item_id in dataset.item_ids])
+    for items in (known, new):
+        assert np.isfinite(items.candidates).all()
+        assert not items.presence[:, : learned.num_modalities].any()
+        contributions = splits_add_up(learned, items, rows=[0, 30])
+        assert not contributions["decomposition"][:, : learned.num_modalities].any()
+    np.testing.assert_array_equal(new.candidates, np.broadcast_to(new.candidates[0], new.candidates.shape))
+    if learned.manifest.warm is not None:
+        assert np.ptp(known.candidates, axis=0).max() > 0.01, "known ones differ by what was learned of each"
+        assert new.candidates.any(), "nothing in place of what is learned would be a bonus"

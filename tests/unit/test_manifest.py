@@ -62,6 +62,8 @@ def test_parts_are_the_modalities_and_what_the_model_adds():
         ({"warm": warm("text") | {"ids": "../ids.arrow"}}, "warm.ids"),
         ({"modality_mask": [mask("sound")]}, "modality_mask: 'sound' is not a modality"),
         ({"modality_mask": [mask("text"), mask("text")]}, "modality_mask: the names repeat"),
+        ({"modality_mask": [mask("text", contribution_removed=-0.1)]}, "contribution_removed"),
+        ({"modality_mask": [mask("text", contribution_with_mask=float("nan"))]}, "contribution_with_mask"),
     ],
 )
 def test_names_that_do_not_fit_are_refused_by_name(changes, message):
@@ -103,7 +105,7 @@ def test_what_a_manifest_says_survives_the_disk():
         known_users={"ids": "users/ids.arrow", "queries": "users/queries.npy", "num_users": 7},
         fold_in=FoldIn(kind="affine", r2=0.7, recall=0.3, recall_of_known=0.32, cutoff=20, num_users=10),
         cold_items=ColdItems(imputation="ridge", exposure_ratio=0.9, num_items=10, num_users=10),
-        modality_mask=[mask("visual"), mask("text")],
+        modality_mask=[mask("visual"), mask("text", contribution_with_mask=0.8, contribution_removed=0.4)],
     )
     assert BundleManifest.model_validate_json(whole.model_dump_json()) == whole
 

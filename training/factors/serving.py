@@ -25,7 +25,7 @@ from training.evaluate import evaluate_scores
 from training.factors.cold import MAX_USERS, balancing_shift, design, exposure_ratio, fit_ridge, mean_weights
 from training.factors.data import FactorData
 from training.factors.fold_in import FoldInMap, fit_affine, mean_map, pool
-from training.factors.masking import summary
+from training.factors.mask_figures import mask_figures
 from training.factors.network import ContentNetwork
 from training.factors.plan import Plan, imputer_items, learned_part
 from training.factors.served import LinearImputer, ServedFactors
@@ -179,7 +179,7 @@ def make_served(
         names = [modality.name for modality in catalogue.features.modalities]
         masks = [
             ModalityMask(modality=name, **values)
-            for name, values in zip(names, summary(carry["mask_R"], widths), strict=True)
+            for name, values in zip(names, mask_figures(plan, carry, data, seed=config.seed), strict=True)
         ]
     served.absorb([(one.mean_D, one.basis_DR) for one in catalogue.maps])
     warm_states = [

@@ -1,5 +1,7 @@
 """UltraGCN, InvRL and what serves them, against numbers computed by explicit loops in float64."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from training.factors import losses
 from training.factors.environments import assign, refill
 from training.factors.fold_in import affine_map, pool
 from training.factors.losses import Positives, bpr, item_factor, item_neighbours, user_factor, weighted_cross_entropy
+from training.factors.mask_figures import contributions
 from training.factors.masking import gradient_penalty
 from training.factors.served import ServedFactors
 from training.models import FeatureSpec, UltraGcnConfig, VbprConfig
@@ -103,6 +106,12 @@ def test_item_neighbours_leave_the_item_itself_out_and_have_the_papers_weights()
 CONTENT_IR = double([[1.0, 0.0, 0.5, -0.5], [0.0, 1.0, -0.5, 0.5], [0.6, 0.8, 0.3, 0.1]])
 CONTENT_USERS_UC = double([[0.7, -0.1], [0.2, 0.9]])
 WEIGHT_CR = double([[0.3, -0.2, 0.5, 0.1], [0.05, 0.4, -0.3, 0.2]])
+PARTS_UIP = double(  # of users and items: the two modalities under the mask, id, bias
+    [
+        [[0.1845, 0.104, -0.1, 0.037], [-0.036, -0.104, 0.2, 0.037], [0.0819, 0.0704, 0.15, 0.037]],
+        [[0.0945, -0.091, -0.7, -0.008], [0.064, 0.091, 0.23, -0.008], [0.1079, -0.0226, 0.53, -0.008]],
+    ]
+)
 ID_SCORE_UI = double([[0.2, -0.1, 0.05], [0.0, 0.3, -0.2]])
 MASK_R = double([0.9, 0.2, 0.6, 0.4])
 ENVIRONMENTS = [[(0, 0, 1.0), (1, 2, 0.0)], [(1, 1, 1.0), (0, 2, 0.0)]]
@@ -214,9 +223,43 @@ def test_a_score_is_the_golden_sum_of_its_parts_and_one_inner_product():
     scores = users @ made.fuse(states, torch.ones(3, 4, dtype=torch.bool)).T
     torch.testing.assert_close(scores, double([[0.2255, 0.097, 0.3393], [-0.7045, 0.377, 0.6073]]))
     torch.testing.assert_close(scores, users @ model.items(CONTENT_IR).T)
-    parts = torch.einsum("ud,ipd->uip", users, states)
-    torch.testing.assert_close(parts[0, 0], double([0.1845, 0.104, -0.1, 0.037]))
-    torch.testing.assert_close(parts[1, 2], double([0.1079, -0.0226, 0.53, -0.008]))
+    torch.testing.assert_close(torch.einsum("ud,ipd->uip", users, states), PARTS_UIP)
+
+
+@pytest.mark.parametrize("lacking", [None, 1])
+def test_what_a_mask_removes_is_the_golden_parts_beside_those_of_all_content(lacking):
+    modalities = (Modality(name="a", dim=2), Modality(name="b", dim=2))
+    model = UltraGcnConfig(dim=2).build(FeatureSpec(modalities), num_users=2, num_items=3).double()
+    with torch.no_grad():
+        model.users_UD.copy_(torch.cat([double([[0.5, 0.5], [-0.4, 0.9]]), CONTENT_USERS_UC], dim=-1))
+        model.weight_CR.copy_(WEIGHT_CR)
+        model.bias_C.fill_(9.0)  # of no modality
+    presence_IM = torch.ones(3, 2, dtype=torch.bool)
+    if lacking is not None:
+        presence_IM[lacking, 0] = False
+    data = SimpleNamespace(users=np.arange(2), widths=[2, 2], content_IR=CONTENT_IR, presence_IM=presence_IM)
+    found = contributions(model, MASK_R, data, seed=0)
+    for m, columns in enumerate((slice(0, 2), slice(2, 4))):
+        kept, whole = [], []
+        for u in range(2):
+            for i in range(3):
+                if presence_IM[i, m]:
+                    kept.append(float(PARTS_UIP[u, i, m]))
+                    whole.append(float(CONTENT_USERS_UC[u] @ (WEIGHT_CR[:, columns] @ CONTENT_IR[i, columns])))
+        expected = {
+            "contribution_with_mask": np.abs(kept).mean(),
+            "contribution_without_mask": np.abs(whole).mean(),
+            "contribution_removed": np.abs(np.subtract(whole, kept)).mean(),
+        }
+        assert found[m] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_modality_that_no_item_has_contributes_nothing():
+    modalities = (Modality(name="a", dim=4),)
+    model = UltraGcnConfig(dim=2).build(FeatureSpec(modalities), num_users=2, num_items=3).double()
+    none = torch.zeros(3, 1, dtype=torch.bool)
+    data = SimpleNamespace(users=np.arange(2), widths=[4], content_IR=CONTENT_IR, presence_IM=none)
+    assert set(contributions(model, MASK_R, data, seed=0)[0].values()) == {0.0}
 
 
 def test_vbpr_is_one_inner_product_and_its_loss_the_golden_one():

@@ -1,0 +1,51 @@
+"""Short runs of every id-based family on the toy: half a second each, and they learn its right answer."""
+
+from pathlib import Path
+from typing import get_args
+
+from index.dataset import Dataset
+from training.config import FactorRun, parse_config
+from training.factors.trainer import TrainedFactors, train_factors
+from training.models import FactorFamily
+
+FAMILIES = [family.model_fields["kind"].default for family in get_args(FactorFamily)]
+
+RUN = """
+name = "toy"
+[model]
+kind = "{kind}"
+dim = 8
+history_length = 10
+init_std = 0.1
+[split]
+kind = "{split}"
+[optim]
+batch_size = {batch_size}
+epochs = 60
+lr = 3e-2
+[eval]
+every_epochs = 20
+[export]
+faithfulness_users = 2
+"""
+QUICK = {"invrl": ["model.iterations=1", "model.partition.rounds=2"], "cb2cf": ["model.network.epochs=10"]}
+
+
+class Silent:
+    """Hears of progress and says nothing."""
+
+    def started(self, **_): ...
+    def stepped(self, *_): ...
+    def validated(self, *_, **__): ...
+
+
+def config_of(kind: str, *overrides: str, split: str = "interactions") -> FactorRun:
+    """Return the short run of a family, with these settings changed."""
+    batch_size = 64 if kind in ("ultragcn", "invrl") else 256
+    text = RUN.format(kind=kind, split=split, batch_size=batch_size)
+    return parse_config(text, [*QUICK.get(kind, []), *overrides])
+
+
+def run(config: FactorRun, folder: Path, checkpoints: Path, **options) -> TrainedFactors:
+    """Train on a folder."""
+    return train_factors(config, Dataset.open(folder), checkpoints=checkpoints, observer=Silent(), **options)
