@@ -23,6 +23,9 @@ Carry = dict[str, Tensor]
 Facts = dict[str, float | list[float]]
 """What a stage has to tell of itself, for the report."""
 
+STEPS_PER_EPOCH = "steps_per_epoch"
+"""Fact of a stage whose steps make passes over the training pairs."""
+
 FULL_UP_TO = 10_000
 """Items of a catalogue that `negatives = auto` compares with whole."""
 
@@ -83,7 +86,7 @@ class FitStage(Stage):
         self._pairwise = family if isinstance(family, PairwiseSettings) else None
         self._negatives = negatives_of(family, data.num_items) if isinstance(family, UltraGcnSettings) else "sampled"
         total = len(data.users) if self._negatives != "sampled" else data.num_pairs
-        per_epoch = data.steps(total, optim.batch_size)
+        self._steps_per_epoch = per_epoch = data.steps(total, optim.batch_size)
         self.total_steps = min(optim.epochs * per_epoch, optim.max_steps or optim.epochs * per_epoch)
         self.validate_every = max(1, round(config.eval.every_epochs * per_epoch))
         self._neighbours: tuple[Tensor, Tensor] | None = None
@@ -136,7 +139,8 @@ class FitStage(Stage):
 
     def finish(self) -> tuple[Carry, Facts]:
         """Hand on the parameters."""
-        return {f"{self._prefix}.{name}": value.clone() for name, value in self._model.state_dict().items()}, {}
+        parameters = {f"{self._prefix}.{name}": value.clone() for name, value in self._model.state_dict().items()}
+        return parameters, {STEPS_PER_EPOCH: self._steps_per_epoch}
 
     def _vectors(self, batch: FactorBatch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return vectors of the users, of the positives, and of the negatives `[N, D]` or `[X, n, D]`."""
