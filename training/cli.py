@@ -1,4 +1,4 @@
-"""`prismrec-train`: make data, train, evaluate. Commands parse, call one function and print; no logic is here."""
+"""`prismrec-train`: make data, train, evaluate, compare. Commands parse, call one function and print."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,14 @@ from index.progress import reporting
 from index.store import ArtifactStore
 from training.baselines import run_baselines
 from training.checkpoint import remove_checkpoints
+from training.compare.comparison import LEADERBOARD_FILES
+from training.compare.comparison import compare as compare_models
+from training.compare.markdown import to_markdown
+from training.compare.one_run import RunError
+from training.compare.progress import telling
+from training.compare.space import enter
+from training.compare.tournament import Stopped
+from training.compare.workers import processes
 from training.config import AnyRun, ConfigError, load_config
 from training.data.cli import app as data_app
 from training.data.interactions import read_interactions
@@ -37,6 +45,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, such as optim.lr=1e-3; may be given several times."),
+]
 StoreOption = Annotated[
     Path, typer.Option("--store", metavar="STORE", file_okay=False, help="Folder of the artefact store.")
 ]
@@ -51,10 +63,7 @@ def run(
     *,
     data: DataOption,
     store: StoreOption,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override, such as optim.lr=1e-3; may be given several times."),
-    ] = None,
+    overrides: OverridesOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the configuration's.")] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same run was stopped, if it was.")] = False,
@@ -174,6 +183,55 @@ def baselines(
         typer.echo(f"mean of {len(found)}, {name}: {told}")
 
 
+@app.command()
+def compare(
+    configs: Annotated[
+        list[Path],
+        typer.Argument(metavar="CONFIG.toml...", help="Models, each with what to search."),
+    ],
+    *,
+    data: DataOption,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Folder of all that is made, to go on from.")
+    ],
+    trials: Annotated[int, typer.Option(min=1, help="Settings of each model that are tried on validation.")] = 8,
+    seeds: Annotated[
+        str, typer.Option(metavar="SEED,...", help="Of the runs that count; the first for trials.")
+    ] = "0,1,2",
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs side by side, which share the cores.")] = 1,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare all with this model; default: the best other one.")
+    ] = None,
+    overrides: OverridesOption = None,
+) -> None:
+    """Tune several models alike on validation, train the best settings with several seeds, and compare them on test."""
+    numbers = _seeds(seeds)
+    if len(set(numbers)) < len(numbers):
+        _wrong_usage(f"--seeds {seeds}: has a seed twice")
+    try:
+        entrants = enter([_settings(config, overrides or []) for config in configs], num_trials=trials)
+    except ConfigError as error:
+        _wrong_usage(str(error))
+    if against is not None and against not in [entrant.name for entrant in entrants]:
+        _wrong_usage(f"--against {against}: is none of {', '.join(entrant.name for entrant in entrants)}")
+    with _failing_in_one_line(), telling() as tell, stopping_on_signals() as should_stop:
+        board = compare_models(
+            entrants,
+            Dataset.open(data),
+            out=out,
+            seeds=numbers,
+            num_trials=trials,
+            against=against,
+            workers=lambda: processes(jobs),
+            tell=tell,
+            should_stop=should_stop,
+        )
+    typer.echo(to_markdown(board))
+    if not board.models:
+        _fail("all models failed: the reasons are above")
+    typer.echo(f"compared {len(board.models)} models: {' and '.join(str(out / name) for name in LEADERBOARD_FILES)}")
+
+
 def _settings(config: Path, overrides: list[str]) -> AnyRun:
     try:
         return load_config(config, overrides)
@@ -195,6 +253,10 @@ def _failing_in_one_line() -> Iterator[None]:
         yield
     except Interrupted as stopped:
         _fail(f"{stopped}; the same command with --resume goes on from there")
+    except Stopped as stopped:
+        _fail(f"{stopped}; the same command goes on from there")
+    except RunError as error:
+        _fail(f"{error}; what is done is kept, and the same command goes on from there")
     except (ArtefactError, ParityError, TrainingError, ValueError, OSError) as error:
         _fail(" ".join(str(error).split()))
 

@@ -6,11 +6,11 @@ inheritance between files; a variant is another small file, and `--set key=value
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from index.metrics import METRICS
 from training.data.batches import PairsConfig
@@ -21,6 +21,12 @@ from training.models import ContentFamily, FactorFamily, InvrlConfig, ModelConfi
 from training.settings import Settings
 
 MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
+
+SearchValue = bool | int | float | str
+SearchSpace = dict[str, Annotated[tuple[SearchValue, ...], Field(min_length=1)]]
+
+_NOT_SEARCHED = ("name", "seed", "search", "model.kind", "split", "eval.cutoffs", "eval.monitor", "eval.seen")
+"""What a run is called and judged by: the same for all runs that are compared."""
 
 
 class ConfigError(ValueError):
@@ -122,6 +128,29 @@ class RunConfig(Settings):
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
+    search: SearchSpace = Field(
+        {}, description='Values to try in `prismrec-train compare`, by key: `"optim.lr" = [1e-3, 3e-3]`.'
+    )
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _keys_are_dotted(cls, search: object) -> object:
+        """Take `optim.lr` without quotes, which TOML reads as tables in each other, as the key that it looks like."""
+        return dict(_leaves(search)) if isinstance(search, dict) else search
+
+    @model_validator(mode="after")
+    def _searched_values_are_possible(self) -> Self:
+        for key, values in self.search.items():
+            if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _NOT_SEARCHED):
+                raise ValueError(f"search.{key}: is the same for all runs that are compared")
+            if len(set(values)) < len(values):
+                raise ValueError(f"search.{key}: has a value twice")
+            for value in values:
+                try:
+                    with_settings(self, {key: value})
+                except ConfigError as error:
+                    raise ValueError(f"search.{key} = {json.dumps(value)}: {error}") from error
+        return self
 
 
 class ContentRun(RunConfig):
@@ -150,6 +179,7 @@ class FactorRun(RunConfig):
 
 
 AnyRun = ContentRun | FactorRun
+RunT = TypeVar("RunT", bound=RunConfig)
 
 _RUNS: dict[str, type[ContentRun] | type[FactorRun]] = {
     family.model_fields["kind"].default: run
@@ -183,8 +213,22 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "con
     try:
         return _run_of(document, source=source).model_validate(document)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc']) or 'document'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{source}: {_told(error)}") from error
+
+
+def with_settings(config: RunT, settings: Mapping[str, SearchValue]) -> RunT:
+    """Return the configuration with other values, by dotted key, and nothing to search.
+
+    Raises:
+        ConfigError: A field is unknown or out of bounds; names the field.
+    """
+    document = _document(config)
+    for key, value in settings.items():
+        _set(document, key.split("."), value, told=key)
+    try:
+        return type(config).model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_told(error)) from error
 
 
 def _run_of(document: Mapping[str, object], *, source: str) -> type[ContentRun] | type[FactorRun]:
@@ -201,23 +245,47 @@ def _override(document: dict[str, object], override: str) -> None:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"--set {override}: expected key=value, such as optim.lr=1e-3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()  # a bare word is a string, as shells make quoting a nuisance
+    _set(document, names, parsed, told=f"--set {override}")
+
+
+def _set(document: dict[str, object], names: Sequence[str], value: object, *, told: str) -> None:
     table = document
     for name in names[:-1]:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {name} is a value, not a table")
+            raise ConfigError(f"{told}: {name} is a value, not a table")
         table = inner
-    try:
-        table[names[-1]] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[names[-1]] = value.strip()  # a bare word is a string, as shells make quoting a nuisance
+    table[names[-1]] = value
+
+
+def _leaves(table: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _told(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(str(part) for part in e['loc']) or 'document'}: {e['msg']}" for e in error.errors())
 
 
 def to_toml(config: RunConfig) -> str:
-    """Return the resolved configuration as TOML, every default written out; `parse_config` gives back the same."""
+    """Return the resolved configuration as TOML, every default written out; `parse_config` gives back the same.
+
+    What could be searched is left out: it is no part of what a run does.
+    """
     lines: list[str] = []
-    _write_table(config.model_dump(mode="json", exclude_none=True), (), lines)
+    _write_table(_document(config), (), lines)
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _document(config: RunConfig) -> dict[str, object]:
+    return config.model_dump(mode="json", exclude_none=True, exclude={"search"})
 
 
 def _write_table(table: Mapping[str, object], path: tuple[str, ...], lines: list[str]) -> None:

@@ -3,7 +3,7 @@
 Legend: `B` users, `N` items, `Q` queries, `D` width, `L` history length, `K` length of the ranked list.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ _USERS_AT_ONCE = 1024
 ScoreUsers = Callable[[slice], Tensor]
 """Scores `[B, N]` of a piece of the held-out users against the whole catalogue; may be overwritten."""
 
+Judged = Mapping[str, NDArray[np.float64]]
+"""Metrics by name such as `recall@20`, each with one value per held-out user `[B]`, in their order."""
+
 
 def evaluate_model(
     model: ServableModel,
@@ -35,6 +38,19 @@ def evaluate_model(
     device: torch.device | None = None,
 ) -> dict[str, float]:
     """Return mean metrics such as `recall@20` of a torch model on held-out users; leaves the model's mode as it was."""
+    return means(judge_model(model, catalogue, users, cutoffs=cutoffs, seen=seen, device=device))
+
+
+def judge_model(
+    model: ServableModel,
+    catalogue: Catalogue,
+    users: HeldOut,
+    *,
+    cutoffs: Sequence[int],
+    seen: Seen = "mask",
+    device: torch.device | None = None,
+) -> Judged:
+    """Return what `evaluate_model` takes the means of."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -47,9 +63,9 @@ def evaluate_model(
             query_BQD = model.encode_users(items_ND[rows_BL], mask_BL)
             return (query_BQD @ items_ND.T).amax(dim=1)
 
-        metrics = evaluate_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
+        judged = judge_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
     model.train(was_training)
-    return metrics
+    return judged
 
 
 def evaluate_scores(
@@ -64,6 +80,13 @@ def evaluate_scores(
         cutoffs: Cut-off lengths; one beyond the catalogue counts as the catalogue.
         seen: `mask`: items of the history get minus infinity, and are never recommended. `keep`: as ComiRec does.
     """
+    return means(judge_scores(score, users, num_items=num_items, cutoffs=cutoffs, seen=seen))
+
+
+def judge_scores(
+    score: ScoreUsers, users: HeldOut, *, num_items: int, cutoffs: Sequence[int], seen: Seen = "mask"
+) -> Judged:
+    """Return what `evaluate_scores` takes the means of."""
     depth = min(max(cutoffs), num_items)
     collected: dict[str, list[NDArray[np.float64]]] = {f"{name}@{k}": [] for k in cutoffs for name in METRICS}
     for piece in pieces(len(users), num_items=num_items):
@@ -76,7 +99,12 @@ def evaluate_scores(
         for k in cutoffs:
             for name, values_B in per_user(ranked_BK, users.targets_BT[piece], k=k).items():
                 collected[f"{name}@{k}"].append(values_B)
-    return {name: float(np.concatenate(values).mean()) for name, values in collected.items()}
+    return {name: np.concatenate(values) for name, values in collected.items()}
+
+
+def means(judged: Judged) -> dict[str, float]:
+    """Return the plain mean over users of each metric."""
+    return {name: float(values_B.mean()) for name, values_B in judged.items()}
 
 
 def mask_seen(scores_BN: Tensor, histories: Sequence[NDArray[np.int64]]) -> None:

@@ -28,6 +28,19 @@ class Observer(Protocol):
         """A validation is done; it is counted as time in which nothing was trained."""
 
 
+class Unwatched:
+    """Hears of a run and tells nobody: for one of many, of which only the end is told."""
+
+    def started(self, *, step: int, total_steps: int, batch_size: int) -> None:
+        """Nothing."""
+
+    def stepped(self, step: int, losses: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def validated(self, step: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def watching(stream: TextIO | None = None, *, monitor: str) -> Iterator[Observer]:
     """Give an observer that writes to `stream` (standard error by default) while the block runs."""

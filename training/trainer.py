@@ -22,7 +22,7 @@ from training.data.batches import PairSampler
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
-from training.evaluate import evaluate_model
+from training.evaluate import Judged, judge_model, means
 from training.models import ContentModel
 from training.objective import Objective
 from training.progress import Observer
@@ -54,8 +54,14 @@ class Trained:
     interactions: Interactions
     split: Split
     state: RunState
-    test_metrics: dict[str, float]
-    """Of the test users; empty when the split has none."""
+    steps_per_epoch: int
+    test: Judged
+    """Of each test user; empty when the split has none."""
+
+    @property
+    def test_metrics(self) -> dict[str, float]:
+        """Return the mean metrics of the test users; empty when the split has none."""
+        return means(self.test)
 
     @property
     def valid_metrics(self) -> dict[str, float]:
@@ -123,7 +129,7 @@ def train(
         if step % _REPORT_EVERY_STEPS == 0 or is_last:
             observer.stepped(step, _finite(losses, step=step))
         if step % schedule.validate_every_steps == 0 or is_last:
-            metrics = parts.evaluate(parts.split.valid)
+            metrics = means(parts.judge(parts.split.valid))
             state = state.after_validation(metrics, monitor=config.eval.monitor)
             is_best = state.best_step == step
             best = _parameters(model) if is_best else best
@@ -134,9 +140,9 @@ def train(
             raise Interrupted(step=step, folder=checkpoints)
 
     model.load_state_dict(best)
-    test_metrics = parts.evaluate(parts.split.test) if len(parts.split.test) > 0 else {}
+    test = parts.judge(parts.split.test) if len(parts.split.test) > 0 else {}
     model.absorb([(one.mean_D, one.basis_DR) for one in parts.catalogue.maps])
-    return Trained(model.eval().cpu(), parts.interactions, parts.split, state, test_metrics)
+    return Trained(model.eval().cpu(), parts.interactions, parts.split, state, parts.sampler.steps_per_epoch, test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +196,8 @@ class _Parts:
         )
         return cls(config, interactions, split, catalogue, model, optimiser, sampler, objective, device)
 
-    def evaluate(self, users: HeldOut) -> dict[str, float]:
-        return evaluate_model(
+    def judge(self, users: HeldOut) -> Judged:
+        return judge_model(
             self.model,
             self.catalogue,
             users,

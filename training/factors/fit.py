@@ -14,7 +14,7 @@ from torch import Tensor
 from training.config import FactorRun
 from training.factors.data import FactorBatch, FactorData
 from training.factors.losses import bpr, item_neighbours
-from training.factors.stages import Carry, Facts, Stage
+from training.factors.stages import STEPS_PER_EPOCH, Carry, Facts, Stage
 from training.factors.ultragcn import UltraGcnLoss, negatives_of
 from training.models import FactorModel, PairwiseSettings, UltraGcnSettings
 from training.schedule import factor
@@ -48,7 +48,7 @@ class FitStage(Stage):
         """Take what all families need; `rows` are the pairs or users of an epoch."""
         self.name, self.module, self._model = name, model, model
         self._number, self._data, self._optim, self._prefix = number, data, config.optim, prefix
-        per_epoch = data.steps(rows, self._optim.batch_size)
+        self._steps_per_epoch = per_epoch = data.steps(rows, self._optim.batch_size)
         most = self._optim.epochs * per_epoch
         self.total_steps = min(most, self._optim.max_steps or most)
         self.validate_every = max(1, round(config.eval.every_epochs * per_epoch))
@@ -82,7 +82,8 @@ class FitStage(Stage):
 
     def finish(self) -> tuple[Carry, Facts]:
         """Hand on the parameters."""
-        return {f"{self._prefix}.{name}": value.clone() for name, value in self._model.state_dict().items()}, {}
+        parameters = {f"{self._prefix}.{name}": value.clone() for name, value in self._model.state_dict().items()}
+        return parameters, {STEPS_PER_EPOCH: self._steps_per_epoch}
 
     def _vectors(self, batch: FactorBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return vectors of the users, of the positives, and of the negatives `[N, D]` or `[X, n, D]`."""

@@ -21,7 +21,7 @@ from training.config import FactorRun
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions
 from training.data.split import HISTORY_SHARE, HeldOut, Seen, Split, held_out
-from training.evaluate import evaluate_scores
+from training.evaluate import Judged, judge_scores, means
 from training.factors.cold import MAX_USERS, balancing_shift, design, exposure_ratio, fit_ridge, mean_weights
 from training.factors.data import FactorData
 from training.factors.fold_in import FoldInMap, fit_affine, mean_map, pool
@@ -87,11 +87,9 @@ def gate_users(split: Split, *, seed: int, seen: Seen) -> tuple[Interactions, He
     return train.select(keep_E), gate
 
 
-def rank(
-    queries_BD: Tensor, items_ID: Tensor, users: HeldOut, *, cutoffs: Sequence[int], seen: Seen
-) -> dict[str, float]:
-    """Return the metrics of users with these queries."""
-    return evaluate_scores(
+def rank(queries_BD: Tensor, items_ID: Tensor, users: HeldOut, *, cutoffs: Sequence[int], seen: Seen) -> Judged:
+    """Return the metrics of each user with these queries."""
+    return judge_scores(
         lambda piece: queries_BD[piece] @ items_ID.T, users, num_items=len(items_ID), cutoffs=cutoffs, seen=seen
     )
 
@@ -245,7 +243,7 @@ def _judge_fold_in(
     name = f"recall@{GATE_CUTOFF}"
 
     def recall(queries_BD: Tensor) -> float:
-        return rank(queries_BD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen)[name]
+        return means(rank(queries_BD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen))[name]
 
     return FoldIn(
         kind=fold_in.kind,

@@ -12,6 +12,9 @@ Carry = dict[str, Tensor]
 Facts = dict[str, float | list[float]]
 """What a stage has to tell of itself, for the report."""
 
+STEPS_PER_EPOCH = "steps_per_epoch"
+"""Fact of a stage whose steps make passes over the training pairs."""
+
 
 class Stage(ABC):
     """One stage: the trainer takes its steps, validates it if asked to, and keeps its checkpoints."""

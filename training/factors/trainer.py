@@ -20,6 +20,7 @@ from training.config import FactorRun
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
+from training.evaluate import Judged, means
 from training.factors.data import FactorData
 from training.factors.fit import FitStage
 from training.factors.fold_in import FoldInMap
@@ -41,8 +42,15 @@ class TrainedFactors:
     interactions: Interactions
     split: Split
     state: RunState
-    metrics: dict[str, dict[str, float]]
-    """Figures by part of the users: `valid`, `test`, and both read `from_history`."""
+    num_parameters: int
+    """Learned numbers of the model that ranks."""
+    judged: dict[str, Judged]
+    """Of each user, by part of the users: `valid`, `test`, and both read `from_history`."""
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return mean figures by part of the users."""
+        return {part: means(values) for part, values in self.judged.items()}
 
 
 def train_factors(
@@ -206,7 +214,7 @@ class _Run:
         items_ID = model.items(self.data.content_IR)
         evaluation = self.config.eval
         queries_BD = self.queries(model, items_ID, users, None)
-        return rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
+        return means(rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen))
 
     @torch.inference_mode()
     def result(self, plan: Plan, state: RunState, carry: Carry) -> TrainedFactors:
@@ -224,7 +232,8 @@ class _Run:
             reports=state.reports,
         )
         items_ID = served.items_ID
-        metrics: dict[str, dict[str, float]] = {}
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        judged: dict[str, Judged] = {}
         evaluation = self.config.eval
         for part, users in (("valid", self.split.valid), ("test", self.split.test)):
             if len(users) == 0:
@@ -237,6 +246,6 @@ class _Run:
                 seen=evaluation.seen,
             )
             queries_BD = self.queries(model, items_ID, users, served.fold_in)
-            metrics[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
-            metrics[f"{part}_from_history"] = from_history
-        return TrainedFactors(served, self.interactions, self.split, state, metrics)
+            judged[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
+            judged[f"{part}_from_history"] = from_history
+        return TrainedFactors(served, self.interactions, self.split, state, num_parameters, judged)

@@ -10,7 +10,7 @@ from training import evaluate as module
 from training.data.catalogue import Catalogue
 from training.data.interactions import read_interactions
 from training.data.split import HeldOut, all_users
-from training.evaluate import evaluate_model, evaluate_scores
+from training.evaluate import evaluate_model, evaluate_scores, judge_scores, means
 from training.models import BaseConfig
 
 SCORES = torch.tensor([[0.1, 0.9, 0.8, 0.2], [0.4, 0.3, 0.2, 0.1]])
@@ -71,3 +71,10 @@ def test_a_catalogue_that_stays_on_disk_gives_the_same(toy_dataset, monkeypatch)
     for ours, theirs in zip(resident.inputs(rows)[0], on_disk.inputs(rows)[0], strict=True):
         torch.testing.assert_close(ours, theirs)
     assert torch.equal(resident.inputs(rows)[1], on_disk.inputs(rows)[1])
+
+
+def test_what_each_user_got_has_the_mean_that_is_told():
+    held = users([[1], [0, 1]], [[2], [3]])
+    judged = judge_scores(lambda piece: SCORES[piece].clone(), held, num_items=4, cutoffs=(1, 2))
+    assert judged["recall@1"].tolist() == [1.0, 0.0]
+    assert means(judged) == evaluate_scores(lambda piece: SCORES[piece].clone(), held, num_items=4, cutoffs=(1, 2))

@@ -1,0 +1,1 @@
+"""A fair comparison of several models on one data set: tuned alike on validation, judged once on test."""
