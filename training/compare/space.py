@@ -1,8 +1,7 @@
 """Which settings of a model are tried: drawn from the grid of its `[search]` table, never the same ones twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
@@ -39,15 +38,32 @@ class Entrant:
 def draw(space: SearchSpace, *, num: int) -> tuple[Settings, ...]:
     """Return settings at random from the grid of a space, without repetition: all of it when it holds no more.
 
+    Values of each key come in turns, in an order drawn anew for every turn, so that few trials still try all of them.
+
     Raises:
         ConfigError: The grid is too large to be drawn from.
     """
     size = int(np.prod([len(values) for values in space.values()], dtype=np.float64))
     if size > _MAX_GRID:
         raise ConfigError(f"search: {size:,} combinations, at most {_MAX_GRID:,}")
-    grid = list(product(*space.values()))
-    chosen = np.random.default_rng(_SEED).permutation(len(grid))[:num]
-    return tuple(dict(zip(space, grid[place], strict=True)) for place in chosen)
+    rng = np.random.default_rng(_SEED)
+    turns = [_in_turns(len(values), rng) for values in space.values()]
+    left = iter(rng.permutation(list(np.ndindex(*[len(values) for values in space.values()]))).tolist())
+    chosen: dict[tuple[int, ...], None] = {}
+    while len(chosen) < min(num, size):
+        places = tuple(next(turn) for turn in turns)
+        while places in chosen:
+            places = tuple(next(left))
+        chosen[places] = None
+    return tuple(
+        {key: values[place] for (key, values), place in zip(space.items(), places, strict=True)} for places in chosen
+    )
+
+
+def _in_turns(count: int, rng: np.random.Generator) -> Iterator[int]:
+    """Give the places of `count` values, each once a turn, without end."""
+    while True:
+        yield from rng.permutation(count).tolist()
 
 
 def enter(configs: Sequence[AnyRun], *, num_trials: int) -> list[Entrant]:
