@@ -41,8 +41,8 @@ from training.factors.data import FactorData
 from training.factors.fold_in import fit_affine, implicit_als, pool
 from training.factors.gate import gate_users, rank
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
+from training.factors.new_users import fit_fold_in, learn_fold_in
 from training.factors.plan import Plan, imputer_items, learned_part
-from training.factors.serving import fit_fold_in, learn_fold_in
 from training.factors.trainer import train_factors
 from training.trainer import run_digest
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from training.config import FactorRun
 from training.data.interactions import Interactions
 from training.data.split import HISTORY_SHARE, HeldOut, Seen, Split, held_out
 from training.evaluate import evaluate_scores
@@ -16,6 +17,10 @@ GATE_SHARE = 0.1
 """Of the training users: no map is fitted on them."""
 
 GATE_CUTOFF = 20
+
+
+class ServingError(ValueError):
+    """The model is trained, but users or items that it was not trained on would be badly served."""
 
 
 def gate_users(split: Split, *, seed: int, seen: Seen) -> tuple[Interactions, HeldOut]:
@@ -48,3 +53,8 @@ def rank(
     return evaluate_scores(
         lambda piece: queries_BD[piece] @ items_ID.T, users, num_items=len(items_ID), cutoffs=cutoffs, seen=seen
     )
+
+
+def gate_recall(queries_BD: Tensor, items_ID: Tensor, gate: HeldOut, config: FactorRun) -> float:
+    """Return the recall of the gate's users with these queries."""
+    return rank(queries_BD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen)[f"recall@{GATE_CUTOFF}"]

@@ -8,7 +8,6 @@ Legend: `U` users, `I` items, `P` parts, `D` width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,21 +22,16 @@ from training.data.interactions import Interactions
 from training.data.split import HeldOut
 from training.factors.cold import Imputation, balanced, make_imputer
 from training.factors.data import FactorData
-from training.factors.encoders import AttentionEncoder, MeanEncoder
-from training.factors.fold_in import FoldInMap, fit_affine, mean_map, pool
-from training.factors.gate import GATE_CUTOFF, gate_users, rank
+from training.factors.fold_in import FoldInMap
+from training.factors.gate import ServingError, gate_users, rank
 from training.factors.invrl import summary
-from training.factors.learned import learn
+from training.factors.new_users import choose_fold_in, fit_fold_in, judge_fold_in
 from training.factors.plan import Plan, learned_part
 from training.factors.served import ServedFactors
 from training.factors.stages import Carry
 from training.models import Cb2cfConfig, FactorModel, FeatureSpec, InvrlConfig
 
 __all__ = ["Served", "ServingError", "check_servable", "fit_fold_in", "gate_users", "make_served", "rank"]
-
-
-class ServingError(ValueError):
-    """The model is trained, but users or items that it was not trained on would be badly served."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,73 +52,6 @@ class Served:
     reports: list[StageReport]
     items_ID: Tensor
     """The catalogue as it is served: trained items with what they learned, others with what is predicted."""
-
-
-def fit_fold_in(
-    model: FactorModel, data: FactorData, config: FactorRun, items_ID: Tensor, *, gate: HeldOut
-) -> FoldInMap:
-    """Fit the user encoder in closed form on all trained users but those of the gate."""
-    users = _fitted_users(data, gate)
-    length = config.model.history_length
-    target_UD = model.users(torch.from_numpy(users))
-    if config.serving.fold_in == "mean":
-        return mean_map(target_UD, bias_dim=model.bias_dim, history_length=length)
-    pooled_UD = pool(items_ID, data.histories(users), length=length)
-    return fit_affine(pooled_UD, target_UD, history_length=length, seed=config.seed)
-
-
-def _fitted_users(data: FactorData, gate: HeldOut) -> NDArray[np.int64]:
-    users = np.setdiff1d(data.users, gate.users_B)
-    if len(users) == 0:
-        raise ServingError("no user is left to fit the user encoder on: the data set is too small")
-    return users
-
-
-def choose_fold_in(
-    closed: FoldInMap, data: FactorData, config: FactorRun, items_ID: Tensor, *, gate: HeldOut
-) -> tuple[FoldInMap, dict[str, float]]:
-    """Return the user encoder that the run asks for, and the gate's recall by each kind that was tried.
-
-    A trained encoder has to find more of the gate's users than the closed form that it started as; else that stays.
-    """
-    kind = config.serving.fold_in
-    if kind == "affine" or kind == "mean":  # noqa: PLR1714  # mypy narrows this form alone
-        return closed, {}
-    learned = learn_fold_in(kind, closed, data, config, items_ID, gate=gate)
-    tried: dict[str, float] = {
-        one.kind: _recall(one.queries(items_ID, gate.histories), items_ID, gate, config) for one in (closed, learned)
-    }
-    return (learned if tried[learned.kind] > tried[closed.kind] else closed), tried
-
-
-def learn_fold_in(
-    kind: Literal["softmax", "attention"],
-    closed: FoldInMap,
-    data: FactorData,
-    config: FactorRun,
-    items_ID: Tensor,
-    *,
-    gate: HeldOut,
-) -> FoldInMap:
-    """Train a user encoder from the closed form on, on all trained users but those of the gate."""
-    histories = data.histories(_fitted_users(data, gate))
-    # Results are made in inference mode, where nothing can be differentiated. The caller's random numbers stay his.
-    with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        start = closed.encoder
-        if kind == "attention":
-            encoder: MeanEncoder = AttentionEncoder(start, item_scale=float(items_ID.std().clamp_min(1e-12)))
-        else:
-            encoder = MeanEncoder(start.map_DD.data, start.offset_D.data, start.default_D.data)
-        learn(
-            encoder,
-            items_ID,
-            histories,
-            history_length=closed.history_length,
-            config=config.serving.learned,
-            seed=config.seed,
-        )
-    return FoldInMap(kind, closed.history_length, encoder, closed.ridge, closed.r2)
 
 
 def make_served(
@@ -164,7 +91,7 @@ def make_served(
     items_ID = _as_served(served, model, data)
     fold_in, tried = choose_fold_in(fold_in, data, config, items_ID, gate=gate)
     served.users = fold_in.encoder
-    figures = _judge_fold_in(model, fold_in, items_ID, gate, config).model_copy(update={"tried": tried})
+    figures = judge_fold_in(model, fold_in, items_ID, gate, config).model_copy(update={"tried": tried})
     warm_ids, warm_states_IPD = _warm_table(served, model, data, item_ids)
     served.absorb([(one.mean_D, one.basis_DR) for one in catalogue.maps])
     return Served(
@@ -218,23 +145,6 @@ def _mask_figures(config: FactorRun, carry: Carry, features: FeatureSpec) -> lis
         ModalityMask(modality=modality.name, **values)
         for modality, values in zip(features.modalities, figures, strict=True)
     ]
-
-
-def _judge_fold_in(
-    model: FactorModel, fold_in: FoldInMap, items_ID: Tensor, gate: HeldOut, config: FactorRun
-) -> FoldIn:
-    return FoldIn(
-        kind=fold_in.kind,
-        r2=fold_in.r2,
-        recall=_recall(fold_in.queries(items_ID, gate.histories), items_ID, gate, config),
-        recall_of_known=_recall(model.users(torch.from_numpy(gate.users_B)), items_ID, gate, config),
-        cutoff=GATE_CUTOFF,
-        num_users=len(gate),
-    )
-
-
-def _recall(queries_BD: Tensor, items_ID: Tensor, gate: HeldOut, config: FactorRun) -> float:
-    return rank(queries_BD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen)[f"recall@{GATE_CUTOFF}"]
 
 
 def check_servable(served: Served, config: FactorRun) -> None:
