@@ -121,12 +121,15 @@ class KnownUsers(OnDisk):
 class FoldIn(OnDisk):
     """How well users read from their history do beside their own learned vectors, on users it was not fitted on."""
 
-    kind: Literal["affine", "mean", "exact", "attention"]
+    kind: Literal["affine", "mean", "softmax", "exact", "attention"]
     r2: float | None = Field(default=None, le=1, description="Of the map from history to learned vector.")
     recall: float = Field(ge=0, le=1, description="Recall at `cutoff` from the history.")
     recall_of_known: float = Field(ge=0, le=1, description="Of the same users from their own learned vectors.")
     cutoff: int = Field(ge=1)
     num_users: int = Field(ge=1)
+    tried: dict[str, float] = Field(
+        default_factory=dict, description="Recall of the same users by each kind that was tried; empty: one only."
+    )
 
 
 MIN_EXPOSURE, MAX_EXPOSURE = 0.3, 3.0

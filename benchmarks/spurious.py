@@ -2,8 +2,8 @@
 
     python -m benchmarks.spurious --seeds 0,1,2
 
-Users click by taste: that is what test holds. In training some clicks are made in contexts where what an item looks like
-counts too (a campaign, a layout that favours covers of a kind): each user then takes items of a look of his own, and how
+Users click by taste: that is what test holds. In training some clicks are made in contexts where an item's look counts
+too (a campaign, a layout that favours covers of a kind): each user then takes items of a look of his own, and how
 strongly depends on the context, which nobody records. Looks are the planted content: they predict clicks in training
 and validation, and nothing in test. A model of taste alone shows what there was to gain.
 

@@ -100,20 +100,37 @@ class ExportConfig(Settings):
     )
 
 
+class LearnedConfig(Settings):
+    """How the user encoders `softmax` and `attention` are trained, after everything else."""
+
+    steps: int = Field(400, ge=1, le=1_000_000, description="Of Adam.")
+    batch_size: int = Field(256, ge=1, le=100_000, description="Cuts of training histories in a step.")
+    lr: float = Field(3e-3, gt=0, description="Of attention; the map moves by a hundredth of its deviation.")
+    compared: int = Field(
+        10_000, ge=1, description="Items in the softmax: all where there are no more, else so many at random."
+    )
+
+
 class ServingConfig(Settings):
     """How an id-based model is served to users and items that it was not trained on."""
 
-    fold_in: Literal["affine", "mean"] = Field(
+    fold_in: Literal["affine", "mean", "softmax", "attention"] = Field(
         "affine",
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
-        "closed form to the learned users.",
+        "closed form to the learned users. softmax: the map trained from there to find the next item. attention: so "
+        "trained, and the mean is weighted. What is trained is kept if it finds more than the affine map does of users "
+        "that neither was fitted on.",
     )
+    learned: LearnedConfig = Field(LearnedConfig(), description="For `fold_in` softmax and attention.")
     min_fold_in: float = Field(
         0.8, ge=0, le=1, description="Least recall from a history over that from learned vectors; below, no bundle."
     )
-    cold_items: Literal["ridge", "mean"] = Field(
-        "ridge", description="Learned part of a new item: predicted from its content by ridge regression, or the mean."
+    cold_items: Literal["ridge", "knn", "mean"] = Field(
+        "ridge",
+        description="Learned part of a new item. ridge: predicted from its content by regression. knn: that of the "
+        "known items with the nearest content. mean: of all.",
     )
+    neighbours: int = Field(20, ge=1, le=1000, description="Of a new item with `cold_items = knn`.")
 
 
 class RunConfig(Settings):

@@ -9,7 +9,8 @@ import torch
 import training
 from tests.factor_runs import FAMILIES, config_of, run
 from training.config import FactorRun, load_config
-from training.factors.serving import ServingError, check_servable
+from training.factors.gate import ServingError
+from training.factors.serving import check_servable
 from training.trainer import Interrupted
 
 SHIPPED = [

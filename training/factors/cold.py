@@ -8,14 +8,23 @@ Legend: `I` items, `Z` inputs of the regression, `F` learned numbers of an item,
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.config import FactorRun
 from training.evaluate import mask_seen, pieces
 from training.factors.data import FactorData
+from training.factors.imputers import Imputer, LinearImputer, NearestImputer
+from training.factors.network import ContentNetwork
+from training.factors.plan import imputer_items, learned_part
+from training.models import FactorModel
+
+Imputation = Literal["ridge", "knn", "mean", "network"]
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Tried, times the mean of the diagonal of Z'Z."""
@@ -24,6 +33,9 @@ TOP = 50
 """Length of the lists in which held-out items are counted."""
 
 MAX_USERS = 1000
+
+MAX_TABLE = 1 << 25
+"""Numbers of known items' content and learned parts that the exported graph may hold for `knn`: 134 MB."""
 
 BALANCED = (0.5, 2.0)
 """Exposure ratios that are left alone; a bundle may have 0.3 to 3."""
@@ -67,11 +79,88 @@ def mean_weights(num_inputs: int, target_IF: Tensor, items: Tensor) -> Tensor:
     return weight_ZF
 
 
+def make_imputer(
+    model: FactorModel, data: FactorData, config: FactorRun, *, network: ContentNetwork | None, raw_width: int
+) -> tuple[Imputer, Imputation] | tuple[None, None]:
+    """Return what predicts the learned numbers of items that the model was not trained on; None if it learns none.
+
+    Args:
+        model: Trained.
+        data: What it was trained on; a part of its items is left out, to judge the imputer on.
+        config: The run.
+        network: CB2CF's, which is an imputer already.
+        raw_width: Of all modalities together, as the exported graph gets them.
+    """
+    if model.ids_IF is None and model.item_bias_I is None:
+        return None, None
+    if network is not None:
+        return network, "network"
+    fitted, _ = imputer_items(data, seed=config.seed)
+    target_IF, kind = learned_part(model), config.serving.cold_items
+    if kind == "knn":
+        known = nearest_sample(fitted, width=raw_width + target_IF.shape[1], seed=config.seed)
+        count = config.serving.neighbours
+        return NearestImputer(data.widths, data.content_IR[known], target_IF[known], count=count), kind
+    design_IZ = design(data)
+    if kind == "mean":
+        return LinearImputer(data.widths, mean_weights(design_IZ.shape[1], target_IF, fitted)), kind
+    return LinearImputer(data.widths, fit_ridge(design_IZ, target_IF, fitted, seed=config.seed)), kind
+
+
+def nearest_sample(items: Tensor, *, width: int, seed: int, most: int = MAX_TABLE) -> Tensor:
+    """Return the items, or as many of them at random as a table of this width may hold in the exported graph."""
+    count = max(2, most // width)
+    if len(items) <= count:
+        return items
+    chosen = np.sort(np.random.default_rng([seed, 19]).permutation(len(items))[:count])
+    return items[torch.from_numpy(chosen)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Balance:
+    """What is added to the predicted numbers of new items, and how exposed new items are then."""
+
+    shift_F: Tensor
+    ratio: float
+    num_items: int
+    num_users: int
+
+
+def balanced(model: FactorModel, data: FactorData, imputed_ID: Tensor, *, seed: int) -> Balance:
+    """Return the smallest shift of all new items that brings their exposure into balance.
+
+    It is chosen on half of the items kept out of the imputation and measured on the other half.
+
+    Args:
+        model: Trained.
+        data: What it was trained on.
+        imputed_ID: The catalogue as if all items were new.
+        seed: The run's.
+    """
+    users = data.users[:: -(-len(data.users) // MAX_USERS)]
+    queries_UD, histories = model.users(torch.from_numpy(users)), data.histories(users)
+    trained_ID = model.items(data.content_IR)
+    direction_F = shift_direction(model, queries_UD, trained_ID)
+    fresh = torch.nonzero(data.degree_I == 0).squeeze(-1)
+
+    def ratio_of(shift: float, held_out: Tensor) -> float:
+        # Items without interactions are new as well: their own learned numbers are what they were initialised with.
+        table_ID, moved_ID = trained_ID.clone(), imputed_ID + as_items(model, direction_F * shift)
+        table_ID[fresh], table_ID[held_out] = moved_ID[fresh], moved_ID[held_out]
+        return exposure_ratio(queries_UD, table_ID, held_out, histories)
+
+    _, held = imputer_items(data, seed=seed)
+    tune, judge = (held[0::2], held[1::2]) if len(held) > 1 else (held, held)
+    shift = balancing_shift(lambda size: ratio_of(size, tune))
+    return Balance(direction_F * shift, ratio_of(shift, judge), len(judge), len(users))
+
+
 def balancing_shift(ratio_of: Callable[[float], float]) -> float:
-    """Return the smallest shift, up or down, that brings an exposure ratio between 1/2 and 2; 0 where it is there.
+    """Return the smallest shift, up or down, that brings an exposure ratio between 1/2 and 2; 0 where none is needed.
 
     New items start as the average of what is learned, and in data where few items get most clicks the average is never
-    listed. The shift moves all new items alike, so their order among each other stays.
+    listed. The shift moves all new items alike, so their order among each other stays. Where no shift is enough, there
+    is none: the figure then says how it is.
 
     Args:
         ratio_of: The exposure ratio with a shift; it rises with it.
@@ -86,45 +175,52 @@ def balancing_shift(ratio_of: Callable[[float], float]) -> float:
         ratio = ratio_of(sign * size)
         return ratio >= low if sign > 0 else ratio <= high
 
-    size = _FIRST_SHIFT
-    for _ in range(_DOUBLINGS):
-        if is_enough(size):
-            break
-        size *= 2
-    least, most = 0.0, size
+    sizes = [_FIRST_SHIFT * 2.0**doubling for doubling in range(_DOUBLINGS)]
+    most = next((size for size in sizes if is_enough(size)), None)
+    if most is None:
+        return 0.0
+    least = 0.0 if most == _FIRST_SHIFT else most / 2
     for _ in range(_BISECTIONS):
         middle = (least + most) / 2
         least, most = (least, middle) if is_enough(middle) else (middle, most)
     return sign * most
 
 
-def exposure_ratio(
-    queries_UD: Tensor,
-    items_ID: Tensor,
-    imputed_ID: Tensor,
-    held_out: Tensor,
-    histories: Sequence[NDArray[np.int64]],
-) -> float:
-    """Return the share of held-out items, as if they were new, among users' top 50, over their share of the catalogue.
+def exposure_ratio(queries_UD: Tensor, items_ID: Tensor, new: Tensor, histories: Sequence[NDArray[np.int64]]) -> float:
+    """Return the share of some items among users' top 50, over their share of the catalogue.
 
     Args:
         queries_UD: Learned users.
-        items_ID: The catalogue.
-        imputed_ID: The catalogue as if all items were new.
-        held_out: Items that the imputer was not fitted on.
+        items_ID: The catalogue, where some items have the vectors of new ones.
+        new: These items.
         histories: Of the users; what they have is not recommended.
     """
-    table_ID = items_ID.clone()
-    table_ID[held_out] = imputed_ID[held_out]
-    is_held_out_I = torch.zeros(len(items_ID), dtype=torch.bool)
-    is_held_out_I[held_out] = True
+    is_new_I = torch.zeros(len(items_ID), dtype=torch.bool)
+    is_new_I[new] = True
     depth = min(TOP, len(items_ID))
     found = listed = 0
     for piece in pieces(len(queries_UD), num_items=len(items_ID)):
-        scores_BI = queries_UD[piece] @ table_ID.T
+        scores_BI = queries_UD[piece] @ items_ID.T
         mask_seen(scores_BI, histories[piece])
         top = torch.topk(scores_BI, depth, dim=-1)
         shown_BK = ~torch.isneginf(top.values)
-        found += int((is_held_out_I[top.indices] & shown_BK).sum())
+        found += int((is_new_I[top.indices] & shown_BK).sum())
         listed += int(shown_BK.sum())
-    return (found / max(listed, 1)) / (len(held_out) / len(items_ID))
+    return (found / max(listed, 1)) / (len(new) / len(items_ID))
+
+
+def shift_direction(model: FactorModel, queries_UD: Tensor, items_ID: Tensor) -> Tensor:
+    """Return learned numbers `[F]` that raise the mean user's score by one deviation of a score, and are shortest."""
+    mean_D = queries_UD.mean(dim=0)
+    pieces = [mean_D[: model.ids_dim]] + ([mean_D[-1:]] if model.item_bias_I is not None else [])
+    mean_F = torch.cat(pieces)
+    return mean_F / mean_F.square().sum().clamp_min(1e-12) * (queries_UD @ items_ID.T).std()
+
+
+def as_items(model: FactorModel, learned_F: Tensor) -> Tensor:
+    """Return learned numbers `[..., F]` where items' vectors `[..., D]` have them, and zero elsewhere."""
+    vectors_D = learned_F.new_zeros(*learned_F.shape[:-1], model.dim)
+    vectors_D[..., : model.ids_dim] = learned_F[..., : model.ids_dim]
+    if model.item_bias_I is not None:
+        vectors_D[..., -1] = learned_F[..., -1]
+    return vectors_D

@@ -1,8 +1,8 @@
-"""Users from live histories: the mean of the items' vectors, through a map fitted in closed form to learned users.
+"""Users from live histories: pooled item vectors, and the map fitted in closed form to learned users.
 
 A raw mean fails for pointwise losses, whose item vectors share a large common direction; the affine map removes it.
 
-Legend: `U` users, `I` items, `D` width.
+Legend: `U` users, `I` items, `L` history length, `D` width.
 """
 
 from collections.abc import Sequence
@@ -15,40 +15,86 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.factors.encoders import MeanEncoder
+
+FoldInKind = Literal["affine", "mean", "softmax", "attention"]
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried, times the mean of the diagonal of X'X, so that the scale of vectors does not matter."""
+
+_USERS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldInMap:
-    """A user encoder: mean of the history's last L items, times `map_DD`, plus `offset_D`."""
+    """How users are read from their histories."""
 
-    kind: Literal["affine", "mean"]
+    kind: FoldInKind
     history_length: int
-    map_DD: Tensor
-    offset_D: Tensor
-    default_D: Tensor
-    """Of an empty history: the mean learned user."""
+    """L: of longer histories the last L items count."""
+    encoder: MeanEncoder
     ridge: float | None
     r2: float | None
-    """On users that the map was not fitted on."""
+    """Of the affine map, on users that it was not fitted on."""
 
     def queries(self, items_ID: Tensor, histories: Sequence[NDArray[np.int64]]) -> Tensor:
-        """Return `[U, D]` of users with these histories."""
-        pooled_UD = pool(items_ID, histories, length=self.history_length)
-        empty_U1 = torch.tensor([len(one) == 0 for one in histories]).unsqueeze(-1)
-        return torch.where(empty_U1, self.default_D, pooled_UD @ self.map_DD + self.offset_D)
+        """Return `[U, D]` of users with these histories, as the exported graph computes them."""
+        real_I = (items_ID != 0).any(dim=-1)  # a row of zeros is no item, as `UserEncoder` has it
+        queries = [items_ID.new_zeros(0, items_ID.shape[1])]
+        for start in range(0, len(histories), _USERS_AT_ONCE):
+            rows_BL, mask_BL = padded(histories[start : start + _USERS_AT_ONCE], length=self.history_length)
+            queries.append(self.encoder(items_ID[rows_BL], mask_BL & real_I[rows_BL]))
+        return torch.cat(queries)
 
 
-def pool(items_ID: Tensor, histories: Sequence[NDArray[np.int64]], *, length: int) -> Tensor:
-    """Return the mean vector `[U, D]` of each history's last `length` items; zero for an empty one."""
-    cut = [one[-length:] for one in histories]
+def padded(histories: Sequence[NDArray[np.int64]], *, length: int) -> tuple[Tensor, Tensor]:
+    """Return the last `length` items of each history, padded at the end to the longest, and the mask `[U, L]`."""
+    cut = [torch.from_numpy(one[-length:]) for one in histories]
+    lengths_U = torch.tensor([len(one) for one in cut])
+    rows_UL = torch.nn.utils.rnn.pad_sequence([torch.zeros(1, dtype=torch.int64), *cut], batch_first=True)[1:]
+    return rows_UL, torch.arange(rows_UL.shape[1]) < lengths_U.unsqueeze(-1)
+
+
+def pool(
+    items_ID: Tensor, histories: Sequence[NDArray[np.int64]], *, length: int, degree_I: Tensor | None = None
+) -> Tensor:
+    """Return a pooled vector `[U, D]` of each history's last `length` items; zero for an empty one.
+
+    Args:
+        items_ID: A row of zeros is no item.
+        histories: Oldest first.
+        length: L.
+        degree_I: Users of each item. None: the mean. Else UltraGCN's fixed point, sum_i beta_ui q_i with beta_ui =
+            sqrt((n + 1) / (d_i + 1)) / n. It is measured, not served: see ADR 0018.
+    """
+    real_I = (items_ID != 0).any(dim=-1).numpy()
+    cut = [one[-length:][real_I[one[-length:]]] for one in histories]
     lengths_U = np.array([len(one) for one in cut], np.int64)
     row_X = np.repeat(np.arange(len(cut)), lengths_U)
     item_X = np.concatenate([*cut, np.zeros(0, np.int64)])
-    weight_X = 1 / np.repeat(lengths_U, lengths_U)
-    mean_UI = sp.csr_matrix((weight_X, (row_X, item_X)), shape=(len(cut), len(items_ID)))
-    return torch.from_numpy(np.asarray(mean_UI @ items_ID.numpy())).to(items_ID.dtype)
+    count_X = np.repeat(lengths_U, lengths_U)
+    weight_X = 1 / count_X
+    if degree_I is not None:
+        weight_X = weight_X * np.sqrt((count_X + 1) / (degree_I.double().numpy()[item_X] + 1))
+    pooling_UI = sp.csr_matrix((weight_X, (row_X, item_X)), shape=(len(cut), len(items_ID)))
+    return torch.from_numpy(np.asarray(pooling_UI @ items_ID.numpy())).to(items_ID.dtype)
+
+
+def implicit_als(
+    items_ID: Tensor, histories: Sequence[NDArray[np.int64]], *, length: int, w0: float, ridge: float
+) -> Tensor:
+    """Return implicit ALS' users `[U, D]`, (H'H + w0 Q'Q + ridge I)^-1 H'1 with H the history's rows of Q.
+
+    It is measured, not served: see ADR 0018.
+    """
+    items_ID64 = items_ID.double()
+    prior_DD = w0 * items_ID64.T @ items_ID64 + ridge * torch.eye(items_ID.shape[1], dtype=torch.float64)
+    users = [items_ID64.new_zeros(0, items_ID.shape[1])]
+    for start in range(0, len(histories), _USERS_AT_ONCE):
+        rows_UL, mask_UL = padded(histories[start : start + _USERS_AT_ONCE], length=length)
+        kept_ULD = items_ID64[rows_UL] * mask_UL.unsqueeze(-1)
+        users.append(torch.linalg.solve(kept_ULD.mT @ kept_ULD + prior_DD, kept_ULD.sum(dim=1)))
+    return torch.cat(users).to(items_ID.dtype)
 
 
 def affine_map(pooled_UD: Tensor, target_UD: Tensor, *, ridge: float) -> Tensor:
@@ -76,7 +122,8 @@ def fit_affine(pooled_UD: Tensor, target_UD: Tensor, *, history_length: int, see
     )
     ridge = -best[1] * scale
     solution_ZD = affine_map(pooled_UD, target_UD, ridge=ridge).float()
-    return FoldInMap("affine", history_length, solution_ZD[:-1], solution_ZD[-1], target_UD.mean(dim=0), ridge, best[0])
+    encoder = MeanEncoder(solution_ZD[:-1], solution_ZD[-1], target_UD.mean(dim=0))
+    return FoldInMap("affine", history_length, encoder, ridge, best[0])
 
 
 def mean_map(target_UD: Tensor, *, bias_dim: int, history_length: int) -> FoldInMap:
@@ -85,7 +132,7 @@ def mean_map(target_UD: Tensor, *, bias_dim: int, history_length: int) -> FoldIn
     map_DD, offset_D = torch.eye(width), torch.zeros(width)
     if bias_dim:
         map_DD[-1, -1], offset_D[-1] = 0.0, 1.0
-    return FoldInMap("mean", history_length, map_DD, offset_D, target_UD.mean(dim=0), None, None)
+    return FoldInMap("mean", history_length, MeanEncoder(map_DD, offset_D, target_UD.mean(dim=0)), None, None)
 
 
 def apply(solution_ZD: Tensor, pooled_UD: Tensor) -> Tensor:

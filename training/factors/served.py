@@ -9,49 +9,19 @@ Legend: `B` items or users, `L` history length, `M` modalities, `P` parts, `F` l
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from api_schemas.manifest import Modality
 from training.blocks import ModalityProjector
-from training.factors.network import ContentNetwork
+from training.factors.encoders import MeanEncoder
+from training.factors.imputers import Imputer
 from training.models import FactorModel, ServableModel
-
-
-class LinearImputer(nn.Module):
-    """What ridge regression predicts of an item's learned numbers, from content and which modalities it has."""
-
-    constant_F: Tensor
-
-    def __init__(self, widths: Sequence[int], weight_ZF: Tensor) -> None:
-        """Take the regression's weights: Z is all widths, one number for each modality's presence, and one constant."""
-        super().__init__()
-        self.projector = ModalityProjector(widths, state_dim=weight_ZF.shape[1])
-        *blocks, presence_MF, constant_1F = torch.split(weight_ZF, [*widths, len(widths), 1])
-        for m, (block, bias_F) in enumerate(zip(blocks, presence_MF, strict=True)):
-            self.projector.assign(m, weight_SD=block.T, bias_S=bias_F)
-        self.register_buffer("constant_F", constant_1F.squeeze(0).clone())
-
-    def absorb(self, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Take raw vectors from now on; see `ModalityProjector.absorb`."""
-        self.projector.absorb(maps)
-
-    def shift(self, by_F: Tensor) -> None:
-        """Add the same to whatever is predicted."""
-        self.constant_F += by_F
-
-    def forward(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
-        """Return `[B, F]`."""
-        output_BF: Tensor = self.projector(features, presence_BM).sum(dim=1) + self.constant_F
-        return output_BF
 
 
 class ServedFactors(ServableModel):
     """The graphs of an id-based model. State and part are the same: the vector that a part adds to the item."""
 
     fixed_D: Tensor
-    map_DD: Tensor
-    offset_D: Tensor
-    default_D: Tensor
 
     def __init__(
         self,
@@ -59,10 +29,8 @@ class ServedFactors(ServableModel):
         modalities: Sequence[Modality],
         *,
         history_length: int,
-        imputer: LinearImputer | ContentNetwork | None,
-        map_DD: Tensor,
-        offset_D: Tensor,
-        default_D: Tensor,
+        imputer: Imputer | None,
+        users: MeanEncoder,
     ) -> None:
         has_bias = model.bias_C is not None or model.item_bias_I is not None
         extra = [name for name, there in (("id", model.ids_IF is not None), ("bias", has_bias)) if there]
@@ -93,14 +61,12 @@ class ServedFactors(ServableModel):
             fixed_D[content] = model.bias_C.detach()
         self.imputer = imputer
         self.register_buffer("fixed_D", fixed_D)
-        self.register_buffer("map_DD", map_DD.clone())
-        self.register_buffer("offset_D", offset_D.clone())
-        self.register_buffer("default_D", default_D.clone())
+        self.users = users
 
     @property
-    def user_map(self) -> Tensor:
-        """Return the fold-in map."""
-        return self.map_DD
+    def user_map(self) -> Tensor | None:
+        """Return the fold-in map of the mean; None where users are more than that."""
+        return self.users.mean_map
 
     @property
     def warm_parts(self) -> list[str]:
@@ -149,8 +115,6 @@ class ServedFactors(ServableModel):
         return states_PS * presence_P.unsqueeze(-1).to(states_PS.dtype)
 
     def encode_users(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the mean of the history through the map `[B, 1, D]`; of no history, the mean user."""
-        kept_BLD = torch.where(mask_BL.unsqueeze(-1), items_BLD, torch.zeros((), dtype=items_BLD.dtype))
-        mean_BD = kept_BLD.sum(dim=1) / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
-        query_BD = mean_BD @ self.map_DD + self.offset_D
-        return torch.where(mask_BL.any(dim=-1, keepdim=True), query_BD, self.default_D).unsqueeze(1)
+        """Return what the history gives `[B, 1, D]`; of no history, the mean user."""
+        queries_BD: Tensor = self.users(items_BLD, mask_BL)
+        return queries_BD.unsqueeze(1)

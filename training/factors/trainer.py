@@ -24,8 +24,10 @@ from training.evaluate import Judged, means
 from training.factors.data import FactorData
 from training.factors.fit import FitStage
 from training.factors.fold_in import FoldInMap
+from training.factors.gate import gate_users, rank
+from training.factors.new_users import fit_fold_in
 from training.factors.plan import Plan
-from training.factors.serving import Served, fit_fold_in, gate_users, make_served, rank
+from training.factors.serving import Served, make_served
 from training.factors.stages import Carry, Stage
 from training.models import FactorModel
 from training.progress import Observer

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from api_schemas.manifest import Modality
 from training.factors import losses
+from training.factors.encoders import MeanEncoder
 from training.factors.environments import assign, refill
-from training.factors.fold_in import affine_map, pool
+from training.factors.fold_in import affine_map, implicit_als, pool
 from training.factors.losses import Positives, bpr, item_factor, item_neighbours, user_factor, weighted_cross_entropy
 from training.factors.mask_figures import contributions
 from training.factors.masking import gradient_penalty
@@ -191,6 +192,14 @@ def test_the_fold_in_map_is_the_golden_one():
     torch.testing.assert_close(query[0], double([0.361182558405, 0.196743018035]), rtol=1e-9, atol=1e-10)
 
 
+def test_ultragcns_fixed_point_and_implicit_als_are_the_golden_ones():
+    histories = [np.array([0, 2])]
+    beta = pool(ITEMS_ID, histories, length=9, degree_I=DEGREE_I)
+    torch.testing.assert_close(beta[0], double([0.536602540378, -0.166506350946]), rtol=1e-9, atol=1e-10)
+    als = implicit_als(ITEMS_ID, histories, length=9, w0=0.1, ridge=0.5)
+    torch.testing.assert_close(als[0], double([0.746158880853, -0.444191381613]), rtol=1e-9, atol=1e-10)
+
+
 def served(config, modalities, *, num_items, **weights):
     model = config.build(FeatureSpec(modalities), num_users=1, num_items=num_items).double()
     with torch.no_grad():
@@ -202,9 +211,7 @@ def served(config, modalities, *, num_items, **weights):
         modalities,
         history_length=3,
         imputer=None,
-        map_DD=torch.eye(width),
-        offset_D=torch.zeros(width),
-        default_D=torch.zeros(width),
+        users=MeanEncoder(torch.eye(width), torch.zeros(width), torch.zeros(width)),
     )
     return model, made.double()
 

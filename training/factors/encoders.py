@@ -1,0 +1,66 @@
+"""Users from live histories: the modules that the exported user encoder runs, and that are measured before.
+
+Legend: `B` users, `L` history length, `D` width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+_MASKED = -1e30
+
+
+class MeanEncoder(nn.Module):
+    """A user is the mean of the history's items times `map_DD`, plus `offset_D`."""
+
+    def __init__(self, map_DD: Tensor, offset_D: Tensor, default_D: Tensor) -> None:
+        """Take the affine map, and what an empty history gives."""
+        super().__init__()
+        # Parameters, as the tracer of gradients takes no buffers.
+        self.map_DD = nn.Parameter(map_DD.clone(), requires_grad=False)
+        self.offset_D = nn.Parameter(offset_D.clone(), requires_grad=False)
+        self.default_D = nn.Parameter(default_D.clone(), requires_grad=False)
+
+    @property
+    def mean_map(self) -> Tensor | None:
+        """Return A `[D, D]` where users are the mean of their items times A plus a constant; else None."""
+        return self.map_DD
+
+    def weights(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return how much each item counts `[B, L]`: 1 in all, nothing in padding."""
+        return mask_BL.to(items_BLD.dtype) / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
+
+    def forward(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return users `[B, D]`; padding may hold anything."""
+        kept_BLD = torch.where(mask_BL.unsqueeze(-1), items_BLD, torch.zeros((), dtype=items_BLD.dtype))
+        pooled_BD = (self.weights(kept_BLD, mask_BL).unsqueeze(-1) * kept_BLD).sum(dim=1)
+        query_BD = pooled_BD @ self.map_DD + self.offset_D
+        return torch.where(mask_BL.any(dim=-1, keepdim=True), query_BD, self.default_D)
+
+
+class AttentionEncoder(MeanEncoder):
+    """The same with a weighted mean: an item's weight is softmax(w . tanh(W x + b)) over the history.
+
+    Without training w is zero and all weights are equal: it starts as the mean.
+    """
+
+    def __init__(self, start: MeanEncoder, *, item_scale: float) -> None:
+        """Start as another encoder. Items are divided by `item_scale`, so that W is of usual size."""
+        super().__init__(start.map_DD.data, start.offset_D.data, start.default_D.data)
+        dim = len(start.offset_D)
+        # Its bias apart: a fused one would fix the batch when gradients are traced (torch 2.13).
+        self.hidden = nn.Linear(dim, dim, bias=False)
+        self.bias_D = nn.Parameter(torch.zeros(dim))
+        self.attention_D = nn.Parameter(torch.zeros(dim))
+        self.item_scale = item_scale
+
+    @property
+    def mean_map(self) -> Tensor | None:
+        """Return None: weights depend on the history."""
+        return None
+
+    def weights(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the softmax over what is no padding."""
+        hidden_BLD = torch.tanh(self.hidden(items_BLD / self.item_scale) + self.bias_D)
+        scores_BL = (hidden_BLD * self.attention_D).sum(dim=-1)
+        scores_BL = torch.where(mask_BL, scores_BL, torch.full((), _MASKED, dtype=scores_BL.dtype))
+        return torch.softmax(scores_BL, dim=-1) * mask_BL.to(items_BLD.dtype)
