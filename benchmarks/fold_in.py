@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.new_users import fit_fold_in, learn_fold_in
 from training.factors.plan import Plan, imputer_items, learned_part
 from training.factors.trainer import train_factors
+from training.progress import Unwatched
 from training.trainer import run_digest
 
 FOLDS = 2
@@ -53,19 +54,6 @@ ALS = [(w0, ridge) for w0 in (1e-2, 1e-1, 1.0) for ridge in (1e-1, 1.0, 10.0)]
 
 Figures = dict[str, dict[str, float]]
 """By option, then by figure."""
-
-
-class Silent:
-    """An observer that hears nothing."""
-
-    def started(self, *, step: int, total_steps: int, batch_size: int) -> None:
-        """Ignore it."""
-
-    def stepped(self, step: int, losses: Mapping[str, float]) -> None:
-        """Ignore it."""
-
-    def validated(self, step: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
-        """Ignore it."""
 
 
 def main() -> None:
@@ -118,7 +106,7 @@ class Trial:
         assert np.isin(split.test.users_B, split.train_users).all(), (
             "users without a learned vector: nothing to compare"
         )
-        train_factors(config, dataset, checkpoints=folder, observer=Silent(), resume=True)
+        train_factors(config, dataset, checkpoints=folder, observer=Unwatched(), resume=True)
         found = read_checkpoint(folder, run=run_digest(config, dataset))
         assert found is not None, "a finished run leaves its last checkpoint"
         train, _ = gate_users(split, seed=config.seed, seen=config.eval.seen)

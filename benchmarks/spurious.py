@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from index.dataset_write import DatasetWriter
 from index.metrics import mean_and_deviation
 from training.config import FactorRun, load_config
 from training.factors.trainer import TrainedFactors, train_factors
+from training.progress import Unwatched
 
 USERS, ITEMS, WIDTH, LOOKS = 2000, 1000, 16, 8
 TASTE_STRENGTH = 3.0
@@ -49,19 +49,6 @@ SETTINGS = ("optim.l2_tables=0.1", "conditioning.kind=scale")
 """Of all models: of a few tried, what UltraGCN on all content validates best with."""
 
 
-class Silent:
-    """Hears of progress and says nothing."""
-
-    def started(self, *, step: int, total_steps: int, batch_size: int) -> None:
-        """Nothing."""
-
-    def stepped(self, step: int, losses: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def validated(self, step: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
-        """Nothing."""
-
-
 def main() -> None:
     """Make the world, train each model on it, and print what lists and masks hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,7 +67,7 @@ def main() -> None:
                 )
                 assert isinstance(config, FactorRun)
                 with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
-                    trained = train_factors(config, dataset, checkpoints=Path(checkpoints), observer=Silent())
+                    trained = train_factors(config, dataset, checkpoints=Path(checkpoints), observer=Unwatched())
                 found[name].append(figures(trained, dataset))
                 sys.stdout.write(f"seed {seed}, {name}: {found[name][-1]}\n")
                 sys.stdout.flush()

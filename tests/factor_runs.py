@@ -7,6 +7,7 @@ from index.dataset import Dataset
 from training.config import FactorRun, parse_config
 from training.factors.trainer import TrainedFactors, train_factors
 from training.models import FactorFamily
+from training.progress import Unwatched
 
 FAMILIES = [family.model_fields["kind"].default for family in get_args(FactorFamily)]
 
@@ -31,14 +32,6 @@ faithfulness_users = 2
 QUICK = {"invrl": ["model.iterations=1", "model.partition.rounds=2"], "cb2cf": ["model.network.epochs=10"]}
 
 
-class Silent:
-    """Hears of progress and says nothing."""
-
-    def started(self, **_): ...
-    def stepped(self, *_): ...
-    def validated(self, *_, **__): ...
-
-
 def config_of(kind: str, *overrides: str, split: str = "interactions") -> FactorRun:
     """Return the short run of a family, with these settings changed."""
     batch_size = 64 if kind in ("ultragcn", "invrl") else 256
@@ -48,4 +41,4 @@ def config_of(kind: str, *overrides: str, split: str = "interactions") -> Factor
 
 def run(config: FactorRun, folder: Path, checkpoints: Path, **options) -> TrainedFactors:
     """Train on a folder."""
-    return train_factors(config, Dataset.open(folder), checkpoints=checkpoints, observer=Silent(), **options)
+    return train_factors(config, Dataset.open(folder), checkpoints=checkpoints, observer=Unwatched(), **options)

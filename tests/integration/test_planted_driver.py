@@ -10,6 +10,7 @@ from index.explain import METHODS
 from tests.torch_bundle import TorchBundle
 from training.config import parse_config
 from training.faithfulness import JudgedUsers, measure_faithfulness
+from training.progress import Unwatched
 from training.trainer import train
 
 RUN = """
@@ -29,17 +30,11 @@ every_epochs = 30
 """
 
 
-class Silent:
-    def started(self, **_): ...
-    def stepped(self, *_): ...
-    def validated(self, *_, **__): ...
-
-
 @pytest.fixture(scope="module")
 def found(toy_dataset: Path, tmp_path_factory):
     """What is measured on the users that the model was not trained on."""
     dataset = Dataset.open(toy_dataset)
-    run = train(parse_config(RUN), dataset, checkpoints=tmp_path_factory.mktemp("run"), observer=Silent())
+    run = train(parse_config(RUN), dataset, checkpoints=tmp_path_factory.mktemp("run"), observer=Unwatched())
     users = np.concatenate([run.split.valid.users_B, run.split.test.users_B])
     judged = JudgedUsers.of(
         dataset,

@@ -19,6 +19,7 @@ from training.factors.encoders import AttentionEncoder
 from training.factors.fold_in import FoldInMap
 from training.factors.serving import check_servable
 from training.factors.trainer import train_factors
+from training.progress import Unwatched
 from training.publish import publish_bundle
 
 LENGTH = 5
@@ -44,15 +45,9 @@ batch_size = 64
 """
 
 
-class Silent:
-    def started(self, **_): ...
-    def stepped(self, *_): ...
-    def validated(self, *_, **__): ...
-
-
 def trained(folder: Path, checkpoints: Path, *overrides: str):
     config = parse_config(RUN, overrides)
-    return config, train_factors(config, Dataset.open(folder), checkpoints=checkpoints, observer=Silent())
+    return config, train_factors(config, Dataset.open(folder), checkpoints=checkpoints, observer=Unwatched())
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from torch import Tensor
 from training.config import FactorRun
 from training.evaluate import mask_seen, pieces
 from training.factors.data import FactorData
+from training.factors.fold_in import FoldInMap
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.network import ContentNetwork
 from training.factors.plan import imputer_items, learned_part
@@ -126,20 +127,22 @@ class Balance:
     num_users: int
 
 
-def balanced(model: FactorModel, data: FactorData, imputed_ID: Tensor, *, seed: int) -> Balance:
+def balanced(model: FactorModel, data: FactorData, imputed_ID: Tensor, fold_in: FoldInMap, *, seed: int) -> Balance:
     """Return the smallest shift of all new items that brings their exposure into balance.
 
-    It is chosen on half of the items kept out of the imputation and measured on the other half.
+    It is chosen on half of the items kept out of the imputation and measured on the other half, for users read from
+    their histories, as they are served.
 
     Args:
         model: Trained.
         data: What it was trained on.
         imputed_ID: The catalogue as if all items were new.
+        fold_in: The user encoder that is served.
         seed: The run's.
     """
     users = data.users[:: -(-len(data.users) // MAX_USERS)]
-    queries_UD, histories = model.users(torch.from_numpy(users)), data.histories(users)
-    trained_ID = model.items(data.content_IR)
+    trained_ID, histories = model.items(data.content_IR), data.histories(users)
+    queries_UD = fold_in.queries(trained_ID, histories)
     direction_F = shift_direction(model, queries_UD, trained_ID)
     fresh = torch.nonzero(data.degree_I == 0).squeeze(-1)
 
@@ -190,7 +193,7 @@ def exposure_ratio(queries_UD: Tensor, items_ID: Tensor, new: Tensor, histories:
     """Return the share of some items among users' top 50, over their share of the catalogue.
 
     Args:
-        queries_UD: Learned users.
+        queries_UD: Users.
         items_ID: The catalogue, where some items have the vectors of new ones.
         new: These items.
         histories: Of the users; what they have is not recommended.

@@ -77,9 +77,11 @@ def make_served(
         imputer=imputer,
         users=fold_in.encoder,
     ).eval()
+    fold_in, tried = choose_fold_in(fold_in, data, config, _as_served(served, model, data), gate=gate)
+    served.users = fold_in.encoder
     ratio, cold = None, None
     if imputer is not None and imputation is not None:
-        balance = balanced(model, data, _as_if_new(served, data), seed=config.seed)
+        balance = balanced(model, data, _as_if_new(served, data), fold_in, seed=config.seed)
         imputer.shift(balance.shift_F)
         ratio = balance.ratio
         if MIN_EXPOSURE <= ratio <= MAX_EXPOSURE:
@@ -87,8 +89,6 @@ def make_served(
                 imputation=imputation, exposure_ratio=ratio, num_items=balance.num_items, num_users=balance.num_users
             )
     items_ID = _as_served(served, model, data)
-    fold_in, tried = choose_fold_in(fold_in, data, config, items_ID, gate=gate)
-    served.users = fold_in.encoder
     figures = judge_fold_in(model, fold_in, items_ID, gate, config).model_copy(update={"tried": tried})
     warm_ids, warm_states_IPD = _warm_table(served, model, data, item_ids)
     served.absorb([(one.mean_D, one.basis_DR) for one in catalogue.maps])
