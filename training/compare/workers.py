@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
@@ -72,9 +72,9 @@ class _Processes:
             except (EOFError, ConnectionError):
                 process.join()
                 raise RunError(f"{job.config.name}: its process ended with exit code {process.exitcode}") from None
+            self._idle.append((process, connection))
             if isinstance(answer, str):
                 raise RunError(answer)
-            self._idle.append((process, connection))
             done.append((job, answer))
         return done
 
@@ -84,10 +84,11 @@ class _Processes:
     def close(self) -> None:
         self._stop.set()
         everyone = [*self._idle, *((process, connection) for connection, (process, _) in self._busy.items())]
-        for _, connection in everyone:
-            connection.close()
-        for process, _ in everyone:
+        for process, connection in everyone:
+            with suppress(OSError):  # it may have died
+                connection.send(None)
             process.join()
+            connection.close()
 
     def _started(self) -> tuple[SpawnProcess, Connection]:
         ours, theirs = self._context.Pipe()
@@ -114,15 +115,15 @@ def _work(connection: Connection, stop: Event, threads: int) -> None:
 
     while True:
         try:
-            job: Job = connection.recv()
-        except EOFError:
+            job: Job | None = connection.recv()
+        except (EOFError, ConnectionError):  # the one that started us is gone
+            return
+        if job is None:
             return
         answer: RunRecord | str | None
         try:
             answer = run_one(job, should_stop=should_stop)
         except RunError as error:
             answer = str(error)
-        try:
+        with suppress(OSError):
             connection.send(answer)
-        except OSError:  # the one that started us has gone, or waits for our end only
-            return
