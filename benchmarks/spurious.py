@@ -37,15 +37,26 @@ TRAIN, VALID, TEST = 24, 3, 5
 _START_S = 1_735_689_600
 
 CONFIGS = Path(__file__).resolve().parent.parent / "training" / "configs"
+MASKS = [("direct", 0), ("direct", 1), ("direct", 16), ("direct", 64), ("hrm", 1), ("hrm", 4), ("paper", 64)]
+"""Forms of the penalty, and their weights alpha."""
 MODELS = {
     "UltraGCN, taste alone": ("tiktok-ultragcn", ['model.modalities=["taste"]']),
     "UltraGCN": ("tiktok-ultragcn", []),
     **{
-        f"InvRL, alpha {alpha}": ("tiktok-invrl", [f"model.masking.alpha={alpha}", "model.masking.epochs=40"])
-        for alpha in (0, 1, 4, 16)
+        f"InvRL, {form}, alpha {alpha}": (
+            "tiktok-invrl",
+            [f"model.masking.penalty={form}", f"model.masking.alpha={alpha}", "model.masking.epochs=40"],
+        )
+        for form, alpha in MASKS
     },
 }
-SETTINGS = ("optim.l2_tables=0.1", "conditioning.kind=scale")
+SETTINGS = (
+    "conditioning.kind=scale",
+    "model.negative_factor=4.0",
+    "optim.lr=3e-3",
+    "optim.l2_tables=0.1",
+    "optim.l2_projection=1e-3",
+)
 """Of all models: of a few tried, what UltraGCN on all content validates best with."""
 
 

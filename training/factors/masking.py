@@ -1,8 +1,8 @@
 """InvRL's mask (Eq. 8-12): dimensions of content whose pull on the projection is alike in all environments stay on.
 
-The penalty is on the gradient of each environment's loss with respect to W. As the score is linear in W, that gradient
-is an expression of the scores, G = A' (C mu) with A the items' summed residuals times users: no derivative has to be
-taken of a derivative.
+The penalty is on the gradient of each environment's loss with respect to W, or to W diag(mu). As the score is linear in
+either, the gradient is an expression of the scores, A' (C mu) or A' C, with A the items' summed residuals times users:
+no derivative has to be taken of a derivative.
 
 Legend: `E` environments (`e` one of them), `R` width of all modalities together, `C` width of the content piece, `Y`
 items of a step, `B` users of a step, `X` pairs of a step, `N` shared negatives.
@@ -171,11 +171,13 @@ def gradient_penalty(gradient_ECR: Tensor, mu_R: Tensor, *, form: Penalty, norma
     """Return how much the environments' gradients of W differ, weighted by the mask (Eq. 9-10).
 
     With S the sum over environments of squared differences from the mean gradient: `hrm` is sum(S mu), linear in the
-    mask, as InvRL's parent has it; `paper` is sum((S/E mu)^2); `code` is sum((S mu)^2). One environment, or equal
-    ones, give exactly 0.
+    mask, as InvRL's parent has it; `paper` is sum((S/E mu)^2); `code` is sum((S mu)^2). `direct` is sum(S mu) of other
+    gradients, see below. One environment, or equal ones, give exactly 0.
 
     Args:
-        gradient_ECR: Of each environment's loss, a differentiable expression.
+        gradient_ECR: Of each environment's loss, a differentiable expression; with respect to W, but to W diag(mu) for
+            `direct`. The first has a factor mu in itself, so S fades with the square of the mask, and a mask that has
+            begun to close stops closing (docs/adr/0019).
         mu_R: The noisy mask.
         form: See above.
         normalised: Divide S by the gradients' summed squared length, a constant for the derivative: no scale of losses

@@ -74,14 +74,15 @@ class MaskConfig(Settings):
     lr: float = Field(1e-2, gt=0, description="Of Adam for the mask.")
     lr_weight: float = Field(1e-2, gt=0, description="Of Adam for W.")
     noise: float = Field(0.1, ge=0, le=1, description="sigma of the mask's noise, fresh for each environment and step.")
-    alpha: float = Field(1.0, ge=0, description="Weight of the gradients' variance over environments.")
+    alpha: float = Field(16.0, ge=0, description="Weight of the gradients' variance over environments.")
     prior_weight: float = Field(1e-4, ge=0, description="lambda of the pull to `prior`, for a mean loss over pairs.")
     prior: float = Field(0.5, ge=0, le=1, description="Where the mask starts and is pulled to; the paper prints 0.")
     growth: float = Field(1.05, ge=1, description="Of alpha and lambda from one iteration to the next.")
     penalty: Literal["direct", "hrm", "paper", "code"] = Field(
-        "hrm",
-        description="hrm: variance times mask, summed. paper: squared after that, variance over E. code: the same with "
-        "the sum over environments in place of the variance.",
+        "direct",
+        description="direct: variance of the gradients of W times the mask, times the mask, summed. The others take the "
+        "gradients of W, which fade as the mask closes. hrm: variance times mask, summed. paper: squared after that, "
+        "variance over E. code: the same with the sum over environments in place of the variance.",
     )
     normalised: bool = Field(
         True, description="Divide by the gradients' mean squared length, so that alpha has no scale."
