@@ -80,8 +80,8 @@ class MaskConfig(Settings):
     growth: float = Field(1.05, ge=1, description="Of alpha and lambda from one iteration to the next.")
     penalty: Literal["direct", "hrm", "paper", "code"] = Field(
         "direct",
-        description="direct: variance of the gradients of W times the mask, times the mask, summed. The others take the "
-        "gradients of W, which fade as the mask closes. hrm: variance times mask, summed. paper: squared after that, "
+        description="direct: variance of the gradients of W times the mask, times the mask, summed. The others take "
+        "those of W, which fade as the mask closes. hrm: variance times mask, summed. paper: squared after that, "
         "variance over E. code: the same with the sum over environments in place of the variance.",
     )
     normalised: bool = Field(
