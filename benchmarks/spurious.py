@@ -37,19 +37,32 @@ TRAIN, VALID, TEST = 24, 3, 5
 _START_S = 1_735_689_600
 
 CONFIGS = Path(__file__).resolve().parent.parent / "training" / "configs"
+Model = tuple[str, list[str]]
+"""A configuration's file and its overrides."""
+
 MASKS = [("direct", 0), ("direct", 1), ("direct", 16), ("direct", 64), ("hrm", 1), ("hrm", 4), ("paper", 64)]
 """Forms of the penalty, and their weights alpha."""
-MODELS = {
-    "UltraGCN, taste alone": ("tiktok-ultragcn", ['model.modalities=["taste"]']),
-    "UltraGCN": ("tiktok-ultragcn", []),
-    **{
-        f"InvRL, {form}, alpha {alpha}": (
-            "tiktok-invrl",
-            [f"model.masking.penalty={form}", f"model.masking.alpha={alpha}", "model.masking.epochs=40"],
-        )
-        for form, alpha in MASKS
-    },
-}
+
+
+def invrl(form: str, alpha: float, environments: int = 3) -> Model:
+    """Return InvRL with a penalty and a number of environments."""
+    return "tiktok-invrl", [
+        f"model.masking.penalty={form}",
+        f"model.masking.alpha={alpha}",
+        "model.masking.epochs=40",
+        f"model.partition.environments={environments}",
+    ]
+
+
+def penalties() -> dict[str, Model]:
+    """Return InvRL with each penalty, and what it is compared with."""
+    return {
+        "UltraGCN, taste alone": ("tiktok-ultragcn", ['model.modalities=["taste"]']),
+        "UltraGCN": ("tiktok-ultragcn", []),
+        **{f"InvRL, {form}, alpha {alpha}": invrl(form, alpha) for form, alpha in MASKS},
+    }
+
+
 SETTINGS = (
     "conditioning.kind=scale",
     "model.negative_factor=4.0",
@@ -64,14 +77,19 @@ def main() -> None:
     """Make the world, train each model on it, and print what lists and masks hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--environments", help="Compare these numbers of them, such as 1,3,10, instead of penalties.")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="For all models.")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
+    models = penalties()
+    if arguments.environments is not None:
+        counts = [int(one) for one in arguments.environments.split(",")]
+        models = {f"InvRL, {count} environments": invrl("direct", 64, count) for count in counts}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for seed in (int(one) for one in arguments.seeds.split(",")):
             dataset = make_world(Path(folder) / f"world-{seed}", seed=seed)
-            for name, (file, overrides) in MODELS.items():
+            for name, (file, overrides) in models.items():
                 config = load_config(
                     CONFIGS / f"{file}.toml",
                     [f"seed={seed}", *SETTINGS, *overrides, *arguments.overrides],
