@@ -6,6 +6,7 @@ an item, `D` width, `I` items.
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,38 +21,39 @@ from training.models import FactorModel, PairwiseSettings, UltraGcnSettings
 from training.schedule import factor
 
 
-def fit_stage(
-    name: str, number: int, model: FactorModel, data: FactorData, config: FactorRun, *, prefix: str
-) -> "FitStage":
-    """Return the stage that trains a family's model; it hands on the parameters under `prefix`."""
-    family = config.model
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A model to be trained."""
+
+    name: str
+    number: int
+    model: FactorModel
+    data: FactorData
+    config: FactorRun
+    prefix: str
+    """Of the parameters that the stage hands on."""
+
+
+def fit_stage(fit: Fit) -> "FitStage":
+    """Return the stage that trains a family's model."""
+    family = fit.config.model
     if isinstance(family, PairwiseSettings):
-        return _PairwiseFit(name, number, model, data, config, prefix=prefix, family=family)
+        return _PairwiseFit(fit, family)
     assert isinstance(family, UltraGcnSettings)
-    return _UltraGcnFit(name, number, model, data, config, prefix=prefix, family=family)
+    return _UltraGcnFit(fit, family)
 
 
 class FitStage(Stage):
     """Training with validation and early stop."""
 
-    def __init__(
-        self,
-        name: str,
-        number: int,
-        model: FactorModel,
-        data: FactorData,
-        config: FactorRun,
-        *,
-        prefix: str,
-        rows: int,
-    ) -> None:
-        """Take what all families need; `rows` are the pairs or users of an epoch."""
-        self.name, self.module, self._model = name, model, model
-        self._number, self._data, self._optim, self._prefix = number, data, config.optim, prefix
-        self._steps_per_epoch = per_epoch = data.steps(rows, self._optim.batch_size)
+    def __init__(self, fit: Fit, *, rows: int) -> None:
+        """Take what is to be trained; `rows` are the pairs or users of an epoch."""
+        self.name, self.module, self._model = fit.name, fit.model, fit.model
+        self._number, self._data, self._optim, self._prefix = fit.number, fit.data, fit.config.optim, fit.prefix
+        self._steps_per_epoch = per_epoch = fit.data.steps(rows, self._optim.batch_size)
         most = self._optim.epochs * per_epoch
         self.total_steps = min(most, self._optim.max_steps or most)
-        self.validate_every = max(1, round(config.eval.every_epochs * per_epoch))
+        self.validate_every = max(1, round(fit.config.eval.every_epochs * per_epoch))
 
     def groups(self) -> list[dict[str, object]]:
         """Return tables and projection apart: each has its L2."""
@@ -115,18 +117,8 @@ class FitStage(Stage):
 class _PairwiseFit(FitStage):
     """BPR: each pair before some random items."""
 
-    def __init__(
-        self,
-        name: str,
-        number: int,
-        model: FactorModel,
-        data: FactorData,
-        config: FactorRun,
-        *,
-        prefix: str,
-        family: PairwiseSettings,
-    ) -> None:
-        super().__init__(name, number, model, data, config, prefix=prefix, rows=data.num_pairs)
+    def __init__(self, fit: Fit, family: PairwiseSettings) -> None:
+        super().__init__(fit, rows=fit.data.num_pairs)
         self._num_negatives = family.negatives
 
     def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
@@ -143,20 +135,11 @@ class _PairwiseFit(FitStage):
 class _UltraGcnFit(FitStage):
     """UltraGCN's loss, and the item-item term where it has a weight."""
 
-    def __init__(
-        self,
-        name: str,
-        number: int,
-        model: FactorModel,
-        data: FactorData,
-        config: FactorRun,
-        *,
-        prefix: str,
-        family: UltraGcnSettings,
-    ) -> None:
+    def __init__(self, fit: Fit, family: UltraGcnSettings) -> None:
+        data = fit.data
         self._kind = negatives_of(family, data.num_items)
         rows = data.num_pairs if self._kind == "sampled" else len(data.users)
-        super().__init__(name, number, model, data, config, prefix=prefix, rows=rows)
+        super().__init__(fit, rows=rows)
         self._family, self._loss = family, UltraGcnLoss(family, data)
         self._neighbours: tuple[Tensor, Tensor] | None = None
         if family.item_item > 0:

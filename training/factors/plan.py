@@ -6,7 +6,7 @@ import torch
 from training.config import FactorRun
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
-from training.factors.fit import fit_stage, loaded
+from training.factors.fit import Fit, fit_stage, loaded
 from training.factors.masking import MaskStage
 from training.factors.network import ContentNetwork, ContentNetworkStage
 from training.factors.stages import Carry, PlannedStage, Stage
@@ -71,7 +71,7 @@ class Plan:
         return network
 
     def _fit(self, name: str, number: int, prefix: str, model: FactorModel | None = None) -> Stage:
-        return fit_stage(name, number, model or self.model(), self._data, self._config, prefix=prefix)
+        return fit_stage(Fit(name, number, model or self.model(), self._data, self._config, prefix))
 
     def _network(self, number: int, family: Cb2cfConfig, carry: Carry) -> Stage:
         fitted, _ = imputer_items(self._data, seed=self._config.seed)
