@@ -26,6 +26,7 @@ from training.config import RunConfig, parse_config
 from training.evaluate_bundle import judge_bundle, judged_users
 from training.export import EXPLAINER_OUTPUTS, graphs_of
 from training.factors.bundle import write_tables
+from training.factors.served import ServedFactors
 from training.factors.serving import check_servable
 from training.faithfulness import JudgedUsers
 from training.golden import ParityError, check_parity
@@ -67,7 +68,7 @@ class Exported:
         self.bundle = Bundle.open(self.path)
         self.graphs = graphs_of(model)
         self.num_modalities, self.num_parts = len(model.modalities), len(model.part_names)
-        self.default = (model.default_D if hasattr(model, "default_D") else model.default_query).detach().numpy()
+        self.default = (model.users.default_D if isinstance(model, ServedFactors) else model.default_query).detach().numpy()
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def run(self, graph: str, inputs: dict) -> dict:
