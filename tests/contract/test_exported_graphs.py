@@ -68,7 +68,8 @@ class Exported:
         self.bundle = Bundle.open(self.path)
         self.graphs = graphs_of(model)
         self.num_modalities, self.num_parts = len(model.modalities), len(model.part_names)
-        self.default = (model.users.default_D if isinstance(model, ServedFactors) else model.default_query).detach().numpy()
+        default_D = model.users.default_D if isinstance(model, ServedFactors) else model.default_query
+        self.default = default_D.detach().numpy()
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def run(self, graph: str, inputs: dict) -> dict:
