@@ -1,7 +1,7 @@
 """What supervisor and worker say to each other, over a socket that keeps messages apart (SOCK_SEQPACKET).
 
-To the worker: `CONNECTION` with a file descriptor, `DRAIN`, `STOP`. To the supervisor: `READY` once, then `DONE` and a
-number whenever so many connections have ended.
+To the worker: `CONNECTION` with a file descriptor, `DRAIN`, `STOP`. To the supervisor: `READY` once, then `ADOPTED` and
+a number whenever so many connections have been taken, `DONE` and a number whenever so many have ended.
 """
 
 import socket
@@ -10,6 +10,7 @@ CONNECTION = b"c"
 DRAIN = b"d"
 STOP = b"s"
 READY = b"r"
+ADOPTED = b"a"
 DONE = b"n"
 
 _MESSAGE_BYTES = 64

@@ -3,7 +3,8 @@
 Why not one `SO_REUSEPORT` socket for each worker: the kernel then chooses by a hash of the addresses, which is fair
 over thousands of connections and not over the few dozen that a client's pool keeps open. Why not one shared listening
 socket: whoever wakes first takes all that wait. A connection is handed over once, as a descriptor (SCM_RIGHTS); its
-bytes never pass through here.
+bytes never pass through here. It is kept open here until the worker says that it has it: a worker that dies before
+has read nothing of it, and another one gets it.
 """
 
 import asyncio
@@ -15,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -48,6 +50,8 @@ class _Worker:
     ready: bool = False
     connections: int = 0
     """Handed over and not yet ended."""
+    untaken: deque[socket.socket] = field(default_factory=deque)
+    """Handed over and not yet known to be taken, in order."""
 
 
 class Supervisor:
@@ -66,6 +70,8 @@ class Supervisor:
         self._on_ready = on_ready
         self._command = command
         self._workers: list[_Worker] = []
+        self._waiting: deque[socket.socket] = deque()
+        """Accepted, and with no worker to serve them: the one that they were given to has died."""
         self._metrics_folder = Path()
         self._num_missing = 0
         """Workers that died before the service was ready."""
@@ -138,6 +144,8 @@ class Supervisor:
         for worker in self._workers:
             worker.process.kill()
             worker.process.wait()
+        for connection in self._waiting:
+            connection.close()
 
     # --- workers ---
 
@@ -184,7 +192,11 @@ class Supervisor:
             if message == control.READY:
                 worker.ready = True
                 self._changed.set()
+                self._hand_over_waiting()
                 self._start_accepting()
+            elif message.startswith(control.ADOPTED):
+                for _ in range(int(message[1:])):
+                    worker.untaken.popleft().close()
             elif message.startswith(control.DONE):
                 worker.connections -= int(message[1:])
 
@@ -194,6 +206,9 @@ class Supervisor:
         loop.remove_reader(worker.channel)
         worker.channel.close()
         worker.ready = False
+        self._waiting += worker.untaken
+        worker.untaken.clear()
+        self._hand_over_waiting()
         if not any(other.ready for other in self._workers):
             self._stop_accepting()  # the kernel keeps new connections until there is somebody to serve them
         waiting = loop.run_in_executor(None, worker.process.wait)
@@ -235,15 +250,21 @@ class Supervisor:
                 return
             except OSError:
                 return  # it was gone before it was accepted, or descriptors are short; the next turn tries again
-            with connection:
-                self._hand_over(connection)
+            if not self._hand_over(connection):
+                connection.close()
 
-    def _hand_over(self, connection: socket.socket) -> None:
-        """Give a connection to the ready worker that has the fewest; when none takes it, it is closed."""
+    def _hand_over_waiting(self) -> None:
+        while self._waiting and self._hand_over(self._waiting[0]):
+            self._waiting.popleft()
+
+    def _hand_over(self, connection: socket.socket) -> bool:
+        """Give a connection to the ready worker that has the fewest; return whether one takes it."""
         for worker in sorted((w for w in self._workers if w.ready), key=lambda w: w.connections):
             try:
                 control.pass_on(worker.channel, connection)
             except OSError:
                 continue  # behind with its messages, or gone
             worker.connections += 1
-            return
+            worker.untaken.append(connection)
+            return True
+        return False

@@ -35,7 +35,8 @@ class WorkerServer(GracefulServer):
             protocol=_reporting(self._connection_ended),
         )
         self._channel = channel
-        self._ended = 0
+        self._adopted = self._ended = 0
+        """Connections that the supervisor has not yet been told of."""
         self._adopting: set[asyncio.Task[object]] = set()
         self._listening = True
 
@@ -86,6 +87,8 @@ class WorkerServer(GracefulServer):
             asyncio.get_running_loop().remove_reader(self._channel)
 
     def _adopt(self, connection: socket.socket) -> None:
+        self._adopted += 1
+        self._report()  # before a byte is read: until it hears this, the supervisor can give it to another
         connection.setblocking(False)
         task = asyncio.create_task(self._serve_connection(connection))
         self._adopting.add(task)
@@ -108,16 +111,17 @@ class WorkerServer(GracefulServer):
         self._report()
 
     def _report(self) -> None:
-        if self._ended == 0:
-            return
         try:
-            self._channel.send(control.DONE + str(self._ended).encode())
+            if self._adopted > 0:
+                self._channel.send(control.ADOPTED + str(self._adopted).encode())
+                self._adopted = 0
+            if self._ended > 0:
+                self._channel.send(control.DONE + str(self._ended).encode())
+                self._ended = 0
         except BlockingIOError:
             asyncio.get_running_loop().call_later(RETRY_REPORT_S, self._report)
         except OSError:
-            self._ended = 0  # the supervisor is gone and counts no more
-        else:
-            self._ended = 0
+            self._adopted = self._ended = 0  # the supervisor is gone and counts no more
 
 
 def _reporting(ended: Callable[[], None]) -> type[HttpToolsProtocol]:

@@ -60,6 +60,7 @@ class Exported:
     def __init__(self, store: ArtifactStore, *, model: ServableModel, config: RunConfig, **bundle) -> None:
         self.model = model.train()
         self.before = {name: value.clone() for name, value in model.state_dict().items()}
+        self.trainable = [parameter.requires_grad for parameter in model.parameters()]
         self.progress: list[tuple[str, int, int]] = []
         self.version = publish_bundle(
             store, model=model, config=config, on_progress=lambda *what: self.progress.append(what), **bundle
@@ -298,7 +299,7 @@ def test_the_model_is_left_as_it_was(exported):
     assert exported.model.training
     for name, value in exported.model.state_dict().items():
         assert torch.equal(value, exported.before[name]), name
-    assert all(parameter.requires_grad for parameter in exported.model.parameters())
+    assert [parameter.requires_grad for parameter in exported.model.parameters()] == exported.trainable
 
 
 def test_the_bundle_says_what_it_is(exported, toy_dataset):

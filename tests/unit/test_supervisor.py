@@ -37,6 +37,7 @@ WORKER = textwrap.dedent(
             if message in (b"s", b""):
                 sys.exit(0)
             if message == b"c":
+                channel.send(b"a1")
                 connection = socket.socket(fileno=fds[0])
                 connection.sendall(f"{os.getpid()}\\n".encode())
                 open_.append(connection)
@@ -131,6 +132,25 @@ async def test_while_nobody_can_serve_connections_wait(tmp_path):
         other, writer = await port.connect()
         writers.append(writer)
         assert other != pid
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_connection_that_a_worker_did_not_take_before_it_died_goes_to_another(workers, tmp_path):
+    async with running(WORKER, workers, tmp_path) as (port, writers):
+        port.supervisor._backoff_s = 0.05
+        for _ in range(workers):
+            pid, writer = await port.connect()
+            writers.append(writer)
+        first = port.supervisor._workers[0]
+        os.kill(first.process.pid, signal.SIGSTOP)  # it lives, and takes nothing
+        asked = [asyncio.create_task(port.connect()) for _ in range(2 * workers)]
+        await until(lambda: first.untaken, what="one is handed over")
+        os.kill(first.process.pid, signal.SIGKILL)
+        for answer in asked:
+            pid, writer = await answer
+            writers.append(writer)
+            assert pid != first.process.pid
+        await until(lambda: not any(w.untaken for w in port.supervisor._workers), what="no copy is kept")
 
 
 async def test_when_no_worker_can_start_the_service_ends_with_1(tmp_path):
