@@ -29,7 +29,6 @@ from training.data.split import HeldOut, make_split
 from training.evaluate import mask_seen
 from training.factors.cold import (
     TOP,
-    as_items,
     balancing_shift,
     design,
     exposure_ratio,
@@ -38,11 +37,11 @@ from training.factors.cold import (
     shift_direction,
 )
 from training.factors.data import FactorData
-from training.factors.fold_in import fit_affine, implicit_als, pool
+from training.factors.fold_in import ItemTables, fit_affine, implicit_als, pool
 from training.factors.gate import gate_users, rank
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.new_users import fit_fold_in, learn_fold_in
-from training.factors.plan import Plan, imputer_items, learned_part
+from training.factors.plan import Plan, imputer_items
 from training.factors.trainer import train_factors
 from training.progress import Unwatched
 from training.trainer import run_digest
@@ -134,12 +133,12 @@ class Trial:
         for fold in range(FOLDS):
             judged = _part(test, np.flatnonzero(fold_B == fold))
             rows_B = torch.from_numpy(np.flatnonzero(fold_B == fold))
-            closed = fit_fold_in(self.model, self.data, self.config, items_ID, gate=judged)
+            closed = fit_fold_in(self.model, self.data, self.config, ItemTables(items_ID), gate=judged)
             encoders = {"affine": closed}
-            encoders["softmax"] = learn_fold_in("softmax", closed, self.data, self.config, items_ID, gate=judged)
-            encoders["attention"] = learn_fold_in("attention", closed, self.data, self.config, items_ID, gate=judged)
+            encoders["softmax"] = learn_fold_in("softmax", closed, self.data, self.config, ItemTables(items_ID), gate=judged)
+            encoders["attention"] = learn_fold_in("attention", closed, self.data, self.config, ItemTables(items_ID), gate=judged)
             for kind, encoder in encoders.items():
-                queries[kind][rows_B] = encoder.queries(items_ID, judged.histories)
+                queries[kind][rows_B] = encoder.queries(ItemTables(items_ID), judged.histories)
             users = np.setdiff1d(self.data.users, judged.users_B)
             pooled_UD = pool(items_ID, self.data.histories(users), length=length, degree_I=self.data.degree_I)
             target_UD = self.users_UD[torch.from_numpy(users)]
@@ -164,7 +163,7 @@ class Trial:
         if model.ids_IF is None and model.item_bias_I is None:
             return {}
         fitted, held = imputer_items(data, seed=seed)
-        learned_IF, design_IZ = learned_part(model), design(data)
+        learned_IF, design_IZ = model.learned(), design(data)
         imputers: dict[str, Imputer] = {
             "mean": LinearImputer(data.widths, mean_weights(design_IZ.shape[1], learned_IF, fitted)),
             "ridge": LinearImputer(data.widths, fit_ridge(design_IZ, learned_IF, fitted, seed=seed)),
@@ -180,7 +179,7 @@ class Trial:
             imputed_HF = imputer(features, data.presence_IM[held])
 
             def moved(shift: float, imputed_HF: Tensor = imputed_HF) -> Tensor:
-                return self.items_ID[held] + as_items(model, imputed_HF + direction_F * shift - learned_IF[held])
+                return self.items_ID[held] + model.as_items(imputed_HF + direction_F * shift - learned_IF[held])
 
             figures[name] = self._with(moved(0.0), held)
             shift = balancing_shift(lambda size: self._with(moved(size), held, exposure_only=True)["exposure"])

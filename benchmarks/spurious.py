@@ -116,7 +116,7 @@ def figures(trained: TrainedFactors, dataset: Dataset) -> dict[str, float]:
     with torch.inference_mode():
         states_IMD = model.project(features, presence)[:, : len(names)]
         queries_UD = torch.from_numpy(trained.served.queries_UD)
-        top_UK = torch.topk(queries_UD @ trained.served.items_ID.T, 20, dim=-1).indices
+        top_UK = torch.topk(queries_UD @ trained.served.tables.items_ID.T, 20, dim=-1).indices
         # Parts of a score matter for the order by how they differ between items.
         centred_IMD = states_IMD - states_IMD.mean(dim=0)
         parts_UKM = torch.einsum("ud,ukmd->ukm", queries_UD, centred_IMD[top_UK]).abs()

@@ -17,7 +17,7 @@ from training.data.batches import PairsConfig
 from training.data.conditioning import ConditioningConfig
 from training.data.negatives import FullSoftmaxConfig, NegativesConfig
 from training.data.split import SplitConfig
-from training.models import ContentFamily, FactorFamily, InvrlConfig, ModelConfig
+from training.models import ContentFamily, IdFamily, InvrlConfig, ModelConfig
 from training.settings import Settings
 
 MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
@@ -114,12 +114,13 @@ class LearnedConfig(Settings):
 class ServingConfig(Settings):
     """How an id-based model is served to users and items that it was not trained on."""
 
-    fold_in: Literal["affine", "mean", "softmax", "attention"] = Field(
+    fold_in: Literal["affine", "mean", "exact", "softmax", "attention"] = Field(
         "affine",
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
-        "closed form to the learned users. softmax: the map trained from there to find the next item. attention: so "
-        "trained, and the mean is weighted. What is trained is kept if it finds more than the affine map does of users "
-        "that neither was fitted on.",
+        "closed form to the learned users. exact: what propagation gives a new node of the graph (lightgcn, "
+        "lightgcn_channels, slmrec), or the affine map where that finds more of users that neither was fitted on. "
+        "softmax: a map trained to find the next item, from the better of those. attention: so trained, and the mean "
+        "is weighted. What is trained is kept if it finds more of those users.",
     )
     learned: LearnedConfig = Field(LearnedConfig(), description="For `fold_in` softmax and attention.")
     min_fold_in: float = Field(
@@ -183,7 +184,7 @@ class ContentRun(RunConfig):
 class FactorRun(RunConfig):
     """One training run of an id-based model."""
 
-    model: Annotated[FactorFamily, Field(discriminator="kind")]
+    model: Annotated[IdFamily, Field(discriminator="kind")]
     conditioning: ConditioningConfig = ConditioningConfig(kind="raw")
     optim: FactorOptimConfig = FactorOptimConfig()
     serving: ServingConfig = ServingConfig()
@@ -200,7 +201,7 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 _RUNS: dict[str, type[ContentRun] | type[FactorRun]] = {
     family.model_fields["kind"].default: run
-    for run, families in ((ContentRun, get_args(ContentFamily)), (FactorRun, get_args(FactorFamily)))
+    for run, families in ((ContentRun, get_args(ContentFamily)), (FactorRun, get_args(IdFamily)))
     for family in families
 }
 """By the model's kind."""

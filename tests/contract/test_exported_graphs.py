@@ -367,7 +367,7 @@ def test_an_id_based_model_is_published_with_what_it_learned(learned, toy_datase
         with_mask, without_mask = mask.contribution_with_mask, mask.contribution_without_mask
         assert 0 < with_mask < without_mask <= with_mask + mask.contribution_removed + 1e-6
     encoded = encode(learned, catalogue(learned, dataset), dataset.item_ids)
-    np.testing.assert_allclose(encoded.candidates, trained.served.items_ID, atol=2e-5)
+    np.testing.assert_allclose(encoded.candidates, trained.served.tables.items_ID, atol=2e-5)
     judged = judge_bundle(learned.bundle, dataset, which="test", num_explained=0, on_progress=lambda *_: None)
     assert judged.metrics == pytest.approx(trained.metrics["test_from_history"], abs=1e-6)
     assert judged.metrics_of_known == pytest.approx(manifest.metrics, abs=1e-6)

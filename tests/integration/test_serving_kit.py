@@ -16,7 +16,7 @@ from training.evaluate_bundle import judged_users
 from training.export import export_graphs, graphs_of
 from training.factors.bundle import write_tables
 from training.factors.encoders import AttentionEncoder
-from training.factors.fold_in import FoldInMap
+from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.serving import check_servable
 from training.factors.trainer import train_factors
 from training.progress import Unwatched
@@ -82,11 +82,11 @@ def agree(found: dict, expected: dict) -> None:
 
 def test_attention_is_exported_and_reads_a_history_of_any_length_as_it_was_measured(made, attentive):
     model, folder = attentive
-    items_ID = made[1].served.items_ID
+    items_ID = made[1].served.tables.items_ID
     rng = np.random.default_rng(0)
     histories = [rng.permutation(len(items_ID))[:length] for length in (0, 1, LENGTH, LENGTH + 3)]
     fold_in = FoldInMap("attention", LENGTH, model.users, None, None)
-    expected = fold_in.queries(items_ID, histories)
+    expected = fold_in.queries(ItemTables(items_ID), histories)
     vectors = rng.normal(size=(4, LENGTH, model.dim)).astype(np.float32)  # junk where there is no item
     mask = np.zeros((4, LENGTH), bool)
     for row, history in enumerate(histories):

@@ -29,7 +29,7 @@ def write_tables(served: Served, folder: Path) -> dict[str, Any]:
     }
     if served.warm_ids:
         _write_ids(folder / WARM_IDS, "item_id", served.warm_ids)
-        np.save(folder / WARM_STATES, np.ascontiguousarray(served.warm_states_IPD), allow_pickle=False)
+        np.save(folder / WARM_STATES, np.ascontiguousarray(served.warm_states_IWS), allow_pickle=False)
         fields["warm"] = WarmItems(
             ids=WARM_IDS, states=WARM_STATES, parts=served.model.warm_parts, num_items=len(served.warm_ids)
         )

@@ -4,7 +4,8 @@ A learned number of zero is no neutral choice: with a pointwise loss all learned
 item without it would flood every list. So learned numbers are predicted from content, and the exposure of such items is
 measured on items that the prediction was not fitted on.
 
-Legend: `I` items, `Z` inputs of the regression, `F` learned numbers of an item, `D` width, `U` users.
+Legend: `I` items, `Z` inputs of the regression, `F` learned numbers of an item, `P` parts, `S` state width, `D` width,
+`U` users.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +20,11 @@ from torch import Tensor
 from training.config import FactorRun
 from training.evaluate import mask_seen, pieces
 from training.factors.data import FactorData
-from training.factors.fold_in import FoldInMap
+from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.network import ContentNetwork
-from training.factors.plan import imputer_items, learned_part
-from training.models import FactorModel
+from training.factors.plan import imputer_items
+from training.models import GraphModel, IdModel
 
 Imputation = Literal["ridge", "knn", "mean", "network"]
 
@@ -80,8 +81,34 @@ def mean_weights(num_inputs: int, target_IF: Tensor, items: Tensor) -> Tensor:
     return weight_ZF
 
 
+def fit_parts(data: FactorData, model: GraphModel, items: Tensor, *, seed: int) -> Tensor:
+    """Return the weights `[Z, F]` that predict all parts of a graph model's items.
+
+    What a modality adds is predicted from that modality alone, and not where an item lacks it: so it stays the
+    modality's. `id` is what content as a whole says beyond that; what the family adds to it is the same for all items.
+    """
+    design_IZ = design(data)
+    target_IPS = model.learned().view(data.num_items, model.num_parts, -1)
+    width = target_IPS.shape[-1]
+    weight_ZPS = design_IZ.new_zeros(design_IZ.shape[1], model.num_parts, width)
+    missed_IS = target_IPS[:, : model.num_modalities + 1].sum(dim=1)
+    start = 0
+    for m, columns in enumerate(data.widths):
+        own_Z = torch.tensor([*range(start, start + columns), sum(data.widths) + m])
+        start += columns
+        having = items[data.presence_IM[items, m]]
+        if len(having) < 2:  # nothing to fit on
+            continue
+        own_IZ = design_IZ[:, own_Z]
+        weight_ZPS[own_Z, m] = fit_ridge(own_IZ, target_IPS[:, m], having, seed=seed)
+        missed_IS = missed_IS - own_IZ @ weight_ZPS[own_Z, m]
+    weight_ZPS[:, model.num_modalities] = fit_ridge(design_IZ, missed_IS, items, seed=seed)
+    weight_ZPS[-1, model.num_modalities + 1 :] = target_IPS[items][:, model.num_modalities + 1 :].mean(dim=0)
+    return weight_ZPS.flatten(start_dim=1)
+
+
 def make_imputer(
-    model: FactorModel, data: FactorData, config: FactorRun, *, network: ContentNetwork | None, raw_width: int
+    model: IdModel, data: FactorData, config: FactorRun, *, network: ContentNetwork | None, raw_width: int
 ) -> tuple[Imputer, Imputation] | tuple[None, None]:
     """Return what predicts the learned numbers of items that the model was not trained on; None if it learns none.
 
@@ -92,12 +119,12 @@ def make_imputer(
         network: CB2CF's, which is an imputer already.
         raw_width: Of all modalities together, as the exported graph gets them.
     """
-    if model.ids_IF is None and model.item_bias_I is None:
+    target_IF, kind = model.learned(), config.serving.cold_items
+    if target_IF.shape[1] == 0:
         return None, None
     if network is not None:
         return network, "network"
     fitted, _ = imputer_items(data, seed=config.seed)
-    target_IF, kind = learned_part(model), config.serving.cold_items
     if kind == "knn":
         known = nearest_sample(fitted, width=raw_width + target_IF.shape[1], seed=config.seed)
         count = config.serving.neighbours
@@ -105,6 +132,8 @@ def make_imputer(
     design_IZ = design(data)
     if kind == "mean":
         return LinearImputer(data.widths, mean_weights(design_IZ.shape[1], target_IF, fitted)), kind
+    if isinstance(model, GraphModel):
+        return LinearImputer(data.widths, fit_parts(data, model, fitted, seed=config.seed)), kind
     return LinearImputer(data.widths, fit_ridge(design_IZ, target_IF, fitted, seed=config.seed)), kind
 
 
@@ -127,7 +156,9 @@ class Balance:
     num_users: int
 
 
-def balanced(model: FactorModel, data: FactorData, imputed_ID: Tensor, fold_in: FoldInMap, *, seed: int) -> Balance:
+def balanced(
+    model: IdModel, data: FactorData, new_ID: Tensor, tables: ItemTables, fold_in: FoldInMap, *, seed: int
+) -> Balance:
     """Return the smallest shift of all new items that brings their exposure into balance.
 
     It is chosen on half of the items kept out of the imputation and measured on the other half, for users read from
@@ -136,19 +167,20 @@ def balanced(model: FactorModel, data: FactorData, imputed_ID: Tensor, fold_in: 
     Args:
         model: Trained.
         data: What it was trained on.
-        imputed_ID: The catalogue as if all items were new.
+        new_ID: The catalogue as if all items were new.
+        tables: The catalogue as it is served.
         fold_in: The user encoder that is served.
         seed: The run's.
     """
     users = data.users[:: -(-len(data.users) // MAX_USERS)]
-    trained_ID, histories = model.items(data.content_IR), data.histories(users)
-    queries_UD = fold_in.queries(trained_ID, histories)
+    trained_ID, histories = tables.items_ID, data.histories(users)
+    queries_UD = fold_in.queries(tables, histories)
     direction_F = shift_direction(model, queries_UD, trained_ID)
     fresh = torch.nonzero(data.degree_I == 0).squeeze(-1)
 
     def ratio_of(shift: float, held_out: Tensor) -> float:
         # Items without interactions are new as well: their own learned numbers are what they were initialised with.
-        table_ID, moved_ID = trained_ID.clone(), imputed_ID + as_items(model, direction_F * shift)
+        table_ID, moved_ID = trained_ID.clone(), new_ID + model.as_items(direction_F * shift)
         table_ID[fresh], table_ID[held_out] = moved_ID[fresh], moved_ID[held_out]
         return exposure_ratio(queries_UD, table_ID, held_out, histories)
 
@@ -212,18 +244,8 @@ def exposure_ratio(queries_UD: Tensor, items_ID: Tensor, new: Tensor, histories:
     return (found / max(listed, 1)) / (len(new) / len(items_ID))
 
 
-def shift_direction(model: FactorModel, queries_UD: Tensor, items_ID: Tensor) -> Tensor:
+def shift_direction(model: IdModel, queries_UD: Tensor, items_ID: Tensor) -> Tensor:
     """Return learned numbers `[F]` that raise the mean user's score by one deviation of a score, and are shortest."""
     mean_D = queries_UD.mean(dim=0)
-    pieces = [mean_D[: model.ids_dim]] + ([mean_D[-1:]] if model.item_bias_I is not None else [])
-    mean_F = torch.cat(pieces)
+    mean_F = model.as_learned(mean_D)
     return mean_F / mean_F.square().sum().clamp_min(1e-12) * (queries_UD @ items_ID.T).std()
-
-
-def as_items(model: FactorModel, learned_F: Tensor) -> Tensor:
-    """Return learned numbers `[..., F]` where items' vectors `[..., D]` have them, and zero elsewhere."""
-    vectors_D = learned_F.new_zeros(*learned_F.shape[:-1], model.dim)
-    vectors_D[..., : model.ids_dim] = learned_F[..., : model.ids_dim]
-    if model.item_bias_I is not None:
-        vectors_D[..., -1] = learned_F[..., -1]
-    return vectors_D

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.blocks.propagation import InteractionGraph
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, gather_rows
 
@@ -59,6 +60,11 @@ class FactorData:
         return [self._train.of(int(user)) for user in users]
 
     @property
+    def content(self) -> list[Tensor]:
+        """Return the content of each modality `[I, R_m]`, zero where absent."""
+        return list(torch.split(self.content_IR, self.widths, dim=-1))
+
+    @property
     def num_pairs(self) -> int:
         """Return E."""
         return len(self.item_E)
@@ -89,6 +95,20 @@ class FactorData:
         negatives = torch.from_numpy(rng.integers(0, self.num_items, (len(pairs_X), num_negatives)))
         chosen = torch.from_numpy(pairs_X)
         return FactorBatch(self.user_E[chosen], torch.arange(len(chosen)), self.item_E[chosen], chosen, negatives)
+
+    def chance(self, stage: int, step: int) -> torch.Generator:
+        """Return what a step draws from, beyond its batch."""
+        seed = np.random.SeedSequence([self._seed, stage, step, 2]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(seed))
+
+    def holds(self, users_B: Tensor, items_Y: Tensor) -> Tensor:
+        """Return which of some distinct items each user has in the training interactions `[B, Y]` bool."""
+        return torch.from_numpy(self._train.holds(users_B.numpy(), items_Y.numpy()))
+
+    @property
+    def graph(self) -> InteractionGraph:
+        """Return the training interactions as a graph."""
+        return InteractionGraph(self.user_E, self.item_E, num_users=self.num_users, num_items=self.num_items)
 
     @staticmethod
     def steps(total: int, size: int) -> int:

@@ -3,6 +3,8 @@
 Legend: `B` users, `L` history length, `D` width.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ _MASKED = -1e30
 
 class MeanEncoder(nn.Module):
     """A user is the mean of the history's items times `map_DD`, plus `offset_D`."""
+
+    reads_history_rows: ClassVar[bool] = False
+    """Whether it reads the model's own rows of a history in place of the items' vectors."""
 
     def __init__(self, map_DD: Tensor, offset_D: Tensor, default_D: Tensor) -> None:
         """Take the affine map, and what an empty history gives."""
@@ -21,13 +26,17 @@ class MeanEncoder(nn.Module):
         self.default_D = nn.Parameter(default_D.clone(), requires_grad=False)
 
     @property
-    def mean_map(self) -> Tensor | None:
-        """Return A `[D, D]` where users are the mean of their items times A plus a constant; else None."""
+    def pooled_map(self) -> Tensor | None:
+        """Return A `[D, D]` where users are `weights_of` their items times A plus a constant; else None."""
         return self.map_DD
 
+    def weights_of(self, mask_BL: Tensor) -> Tensor:
+        """Return how much each item counts by where items are `[B, L]`: 1 in all, nothing in padding."""
+        return mask_BL / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
+
     def weights(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return how much each item counts `[B, L]`: 1 in all, nothing in padding."""
-        return mask_BL.to(items_BLD.dtype) / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
+        """Return how much each item counts `[B, L]`."""
+        return self.weights_of(mask_BL).to(items_BLD.dtype)
 
     def forward(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Return users `[B, D]`; padding may hold anything."""
@@ -35,6 +44,19 @@ class MeanEncoder(nn.Module):
         pooled_BD = (self.weights(kept_BLD, mask_BL).unsqueeze(-1) * kept_BLD).sum(dim=1)
         query_BD = pooled_BD @ self.map_DD + self.offset_D
         return torch.where(mask_BL.any(dim=-1, keepdim=True), query_BD, self.default_D)
+
+
+class ExactEncoder(MeanEncoder):
+    """A new node of the graph whose neighbours are held fixed: the sum of their rows over the root of their number.
+
+    As propagation gives it the map is the identity (`training.models.graph.GraphModel.history_parts`).
+    """
+
+    reads_history_rows = True
+
+    def weights_of(self, mask_BL: Tensor) -> Tensor:
+        """Return 1 / sqrt(n), nothing in padding."""
+        return mask_BL * mask_BL.sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
 
 
 class AttentionEncoder(MeanEncoder):
@@ -54,7 +76,7 @@ class AttentionEncoder(MeanEncoder):
         self.item_scale = item_scale
 
     @property
-    def mean_map(self) -> Tensor | None:
+    def pooled_map(self) -> Tensor | None:
         """Return None: weights depend on the history."""
         return None
 

@@ -7,7 +7,7 @@ Legend: `U` users, `I` items, `L` history length, `D` width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,14 +15,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.factors.encoders import MeanEncoder
+from training.factors.encoders import ExactEncoder, MeanEncoder
 
-FoldInKind = Literal["affine", "mean", "softmax", "attention"]
+FoldInKind = Literal["affine", "mean", "exact", "softmax", "attention"]
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried, times the mean of the diagonal of X'X, so that the scale of vectors does not matter."""
 
 _USERS_AT_ONCE = 1024
+
+
+class ItemTables(NamedTuple):
+    """The catalogue as users meet it."""
+
+    items_ID: Tensor
+    rows_ID: Tensor | None = None
+    """Of items in a history, where the model has rows of its own."""
+
+    def read_by(self, encoder: MeanEncoder) -> Tensor:
+        """Return what a user encoder reads of items `[I, D]`."""
+        if not encoder.reads_history_rows:
+            return self.items_ID
+        assert self.rows_ID is not None, "a model without rows of its own has no encoder of them"
+        return self.rows_ID
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +52,9 @@ class FoldInMap:
     r2: float | None
     """Of the affine map, on users that it was not fitted on."""
 
-    def queries(self, items_ID: Tensor, histories: Sequence[NDArray[np.int64]]) -> Tensor:
+    def queries(self, tables: ItemTables, histories: Sequence[NDArray[np.int64]]) -> Tensor:
         """Return `[U, D]` of users with these histories, as the exported graph computes them."""
+        items_ID = tables.read_by(self.encoder)
         real_I = (items_ID != 0).any(dim=-1)  # a row of zeros is no item, as `UserEncoder` has it
         queries = [items_ID.new_zeros(0, items_ID.shape[1])]
         for start in range(0, len(histories), _USERS_AT_ONCE):
@@ -133,6 +149,12 @@ def mean_map(target_UD: Tensor, *, bias_dim: int, history_length: int) -> FoldIn
     if bias_dim:
         map_DD[-1, -1], offset_D[-1] = 0.0, 1.0
     return FoldInMap("mean", history_length, MeanEncoder(map_DD, offset_D, target_UD.mean(dim=0)), None, None)
+
+
+def exact_map(offset_D: Tensor, target_UD: Tensor, *, history_length: int) -> FoldInMap:
+    """Return what propagation gives a user that joins the graph; `offset_D` is what it adds to any user."""
+    encoder = ExactEncoder(torch.eye(len(offset_D)), offset_D, target_UD.mean(dim=0))
+    return FoldInMap("exact", history_length, encoder, None, None)
 
 
 def apply(solution_ZD: Tensor, pooled_UD: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.config import LearnedConfig
 from training.factors.encoders import MeanEncoder
-from training.factors.fold_in import padded
+from training.factors.fold_in import ItemTables, padded
 
 _MAP_SHARE = 1e-2
 """Step of the map, in deviations of its numbers: what was fitted in closed form moves slowly."""
@@ -23,7 +23,7 @@ _MAP_SHARE = 1e-2
 
 def learn(
     encoder: MeanEncoder,
-    items_ID: Tensor,
+    tables: ItemTables,
     histories: Sequence[NDArray[np.int64]],
     *,
     history_length: int,
@@ -34,7 +34,7 @@ def learn(
 
     Args:
         encoder: Starts as what it is.
-        items_ID: Frozen.
+        tables: Of the items, frozen.
         histories: Of the users to learn from; those of one item teach nothing.
         history_length: L.
         config: How long, and how fast.
@@ -43,12 +43,13 @@ def learn(
     long = [history for history in histories if len(history) >= 2]
     if not long:
         return
-    items_ID = items_ID.clone()  # made here, not in inference mode
+    # Copies made here, not in inference mode.
+    items_ID, read_ID = tables.items_ID.clone(), tables.read_by(encoder).clone()
     rng = np.random.default_rng([seed, 23])
     # Scores of a usual size at first. Users keep about the scale of learned ones: sharpness is a number of its own.
     rows_BL, mask_BL = padded(long[: config.batch_size], length=history_length)
     with torch.no_grad():
-        spread = (encoder(items_ID[rows_BL], mask_BL) @ items_ID.T).std().clamp_min(1e-12)
+        spread = (encoder(read_ID[rows_BL], mask_BL) @ items_ID.T).std().clamp_min(1e-12)
     sharpness = torch.zeros((), requires_grad=True)
     maps = [encoder.map_DD, encoder.offset_D]
     others = [one for name, one in encoder.named_parameters() if name not in ("map_DD", "offset_D", "default_D")]
@@ -66,7 +67,7 @@ def learn(
         before = [history[:cut] for history, cut in zip(chosen, cuts, strict=True)]
         rows_BL, mask_BL = padded(before, length=history_length)
         target_B = torch.tensor([int(history[cut]) for history, cut in zip(chosen, cuts, strict=True)])
-        users_BD = encoder(items_ID[rows_BL], mask_BL)
+        users_BD = encoder(read_ID[rows_BL], mask_BL)
         among_N, place_B = _compared(target_B, num_items=len(items_ID), config=config, rng=rng)
         loss = F.cross_entropy(users_BD @ items_ID[among_N].T * (sharpness.exp() / spread), place_B)
         optimiser.zero_grad(set_to_none=True)

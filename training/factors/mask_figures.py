@@ -24,7 +24,7 @@ _SAMPLE = 1000
 
 def mask_figures(plan: Plan, carry: Carry, data: FactorData, *, seed: int) -> list[dict[str, float]]:
     """Return the figures of `api_schemas.manifest.MaskFigures` by modality, for what the stages handed on."""
-    pretrained, mask_R = loaded(plan.model(), carry, prefix="pretrained"), carry["mask_R"]
+    pretrained, mask_R = loaded(plan.factor_model(), carry, prefix="pretrained"), carry["mask_R"]
     values = summary(mask_R, data.widths)
     effects = contributions(pretrained, mask_R, data, seed=seed)
     return [{**value, **effect} for value, effect in zip(values, effects, strict=True)]

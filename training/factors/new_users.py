@@ -8,29 +8,26 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from api_schemas.manifest import FoldIn
 from training.config import FactorRun
 from training.data.split import HeldOut
 from training.factors.data import FactorData
 from training.factors.encoders import AttentionEncoder, MeanEncoder
-from training.factors.fold_in import FoldInMap, fit_affine, mean_map, pool
+from training.factors.fold_in import FoldInMap, ItemTables, exact_map, fit_affine, mean_map, pool
 from training.factors.gate import GATE_CUTOFF, ServingError, gate_recall
 from training.factors.learned import learn
-from training.models import FactorModel
+from training.models import GraphModel, IdModel
 
 
-def fit_fold_in(
-    model: FactorModel, data: FactorData, config: FactorRun, items_ID: Tensor, *, gate: HeldOut
-) -> FoldInMap:
+def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: ItemTables, *, gate: HeldOut) -> FoldInMap:
     """Fit the user encoder in closed form on all trained users but those of the gate."""
     users = _fitted_users(data, gate)
     length = config.model.history_length
     target_UD = model.users(torch.from_numpy(users))
     if config.serving.fold_in == "mean":
         return mean_map(target_UD, bias_dim=model.bias_dim, history_length=length)
-    pooled_UD = pool(items_ID, data.histories(users), length=length)
+    pooled_UD = pool(tables.items_ID, data.histories(users), length=length)
     return fit_affine(pooled_UD, target_UD, history_length=length, seed=config.seed)
 
 
@@ -42,20 +39,35 @@ def _fitted_users(data: FactorData, gate: HeldOut) -> NDArray[np.int64]:
 
 
 def choose_fold_in(
-    closed: FoldInMap, data: FactorData, config: FactorRun, items_ID: Tensor, *, gate: HeldOut
+    affine: FoldInMap, model: IdModel, data: FactorData, config: FactorRun, tables: ItemTables, *, gate: HeldOut
 ) -> tuple[FoldInMap, dict[str, float]]:
     """Return the user encoder that the run asks for, and the gate's recall by each kind that was tried.
 
-    A trained encoder has to find more of the gate's users than the closed form that it started as; else that stays.
+    What propagation gives exactly, and what is trained, has to find more of the gate's users than what it competes
+    with; else that stays.
     """
     kind = config.serving.fold_in
     if kind == "affine" or kind == "mean":  # noqa: PLR1714  # mypy narrows this form alone
-        return closed, {}
-    learned = learn_fold_in(kind, closed, data, config, items_ID, gate=gate)
-    tried: dict[str, float] = {}
-    for one in (closed, learned):
-        tried[one.kind] = gate_recall(one.queries(items_ID, gate.histories), items_ID, gate, config)
-    return (learned if tried[learned.kind] > tried[closed.kind] else closed), tried
+        return affine, {}
+    best = affine
+    tried: dict[str, float] = {affine.kind: _gate_recall(affine, tables, gate, config)}
+
+    def compete(other: FoldInMap) -> None:
+        nonlocal best
+        tried[other.kind] = _gate_recall(other, tables, gate, config)
+        best = other if tried[other.kind] > tried[best.kind] else best
+
+    if isinstance(model, GraphModel) and model.history_parts() is not None:
+        users = torch.from_numpy(_fitted_users(data, gate))
+        compete(exact_map(model.fold_in_offset(), model.users(users), history_length=config.model.history_length))
+    if kind != "exact":
+        start = affine if kind == "attention" else best
+        compete(learn_fold_in(kind, start, data, config, tables, gate=gate))
+    return best, tried
+
+
+def _gate_recall(fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> float:
+    return gate_recall(fold_in.queries(tables, gate.histories), tables.items_ID, gate, config)
 
 
 def learn_fold_in(
@@ -63,7 +75,7 @@ def learn_fold_in(
     closed: FoldInMap,
     data: FactorData,
     config: FactorRun,
-    items_ID: Tensor,
+    tables: ItemTables,
     *,
     gate: HeldOut,
 ) -> FoldInMap:
@@ -74,12 +86,12 @@ def learn_fold_in(
         torch.manual_seed(config.seed)
         start = closed.encoder
         if kind == "attention":
-            encoder: MeanEncoder = AttentionEncoder(start, item_scale=float(items_ID.std().clamp_min(1e-12)))
+            encoder: MeanEncoder = AttentionEncoder(start, item_scale=float(tables.items_ID.std().clamp_min(1e-12)))
         else:
-            encoder = MeanEncoder(start.map_DD.data, start.offset_D.data, start.default_D.data)
+            encoder = type(start)(start.map_DD.data, start.offset_D.data, start.default_D.data)
         learn(
             encoder,
-            items_ID,
+            tables,
             histories,
             history_length=closed.history_length,
             config=config.serving.learned,
@@ -88,13 +100,13 @@ def learn_fold_in(
     return FoldInMap(kind, closed.history_length, encoder, closed.ridge, closed.r2)
 
 
-def judge_fold_in(model: FactorModel, fold_in: FoldInMap, items_ID: Tensor, gate: HeldOut, config: FactorRun) -> FoldIn:
+def judge_fold_in(model: IdModel, fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> FoldIn:
     """Return how users read from their histories do beside their learned vectors."""
     return FoldIn(
         kind=fold_in.kind,
         r2=fold_in.r2,
-        recall=gate_recall(fold_in.queries(items_ID, gate.histories), items_ID, gate, config),
-        recall_of_known=gate_recall(model.users(torch.from_numpy(gate.users_B)), items_ID, gate, config),
+        recall=_gate_recall(fold_in, tables, gate, config),
+        recall_of_known=gate_recall(model.users(torch.from_numpy(gate.users_B)), tables.items_ID, gate, config),
         cutoff=GATE_CUTOFF,
         num_users=len(gate),
     )

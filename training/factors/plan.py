@@ -6,11 +6,24 @@ import torch
 from training.config import FactorRun
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
-from training.factors.fit import Fit, fit_stage, loaded
+from training.factors.factor_fit import PairwiseFit, UltraGcnFit
+from training.factors.fit import Fit, loaded
+from training.factors.graph_fit import GraphFit, SlmrecFit
 from training.factors.masking import MaskStage
 from training.factors.network import ContentNetwork, ContentNetworkStage
 from training.factors.stages import Carry, PlannedStage, Stage
-from training.models import Cb2cfConfig, FactorModel, FeatureSpec, InvrlConfig
+from training.models import (
+    Cb2cfConfig,
+    FactorModel,
+    FeatureSpec,
+    GraphInputs,
+    GraphSettings,
+    IdModel,
+    InvrlConfig,
+    PairwiseSettings,
+    SlmrecConfig,
+    UltraGcnSettings,
+)
 
 HELD_OUT_ITEMS = 0.1
 """Of the trained items: no imputer is fitted on them, so that new items can be judged on them."""
@@ -47,15 +60,22 @@ class Plan:
             "partition.started": torch.tensor(0),
         }
 
-    def model(self) -> FactorModel:
+    def model(self) -> IdModel:
         """Return the freshly initialised model: the same one for the same seed."""
+        family, data = self._config.model, self._data
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
-            return self._config.model.build(
-                self._features, num_users=self._data.num_users, num_items=self._data.num_items
-            )
+            if isinstance(family, GraphSettings):
+                return family.build(GraphInputs(data.graph, self._features, data.content, data.presence_IM))
+            return family.build(self._features, num_users=data.num_users, num_items=data.num_items)
 
-    def final_model(self, carry: Carry) -> FactorModel:
+    def factor_model(self) -> FactorModel:
+        """Return the freshly initialised model of a family that is no graph model."""
+        model = self.model()
+        assert isinstance(model, FactorModel)
+        return model
+
+    def final_model(self, carry: Carry) -> IdModel:
         """Return the model that the whole plan made."""
         return loaded(self.model(), carry, prefix=FINAL).eval()
 
@@ -64,14 +84,23 @@ class Plan:
         model = self.final_model(carry)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
-            network = ContentNetwork(self._data.widths, hidden=family.network.hidden, dim=learned_part(model).shape[1])
+            network = ContentNetwork(self._data.widths, hidden=family.network.hidden, dim=model.learned().shape[1])
         weights = {name.removeprefix("network."): v for name, v in carry.items() if name.startswith("network.")}
         if weights:
             network.load_state_dict(weights)
         return network
 
-    def _fit(self, name: str, number: int, prefix: str, model: FactorModel | None = None) -> Stage:
-        return fit_stage(Fit(name, number, model or self.model(), self._data, self._config, prefix))
+    def _fit(self, name: str, number: int, prefix: str, model: IdModel | None = None) -> Stage:
+        fit = Fit(name, number, model or self.model(), self._data, self._config, prefix)
+        family = self._config.model
+        if isinstance(family, SlmrecConfig):
+            return SlmrecFit(fit, family)
+        if isinstance(family, GraphSettings):
+            return GraphFit(fit, family)
+        if isinstance(family, PairwiseSettings):
+            return PairwiseFit(fit, family)
+        assert isinstance(family, UltraGcnSettings)
+        return UltraGcnFit(fit, family)
 
     def _network(self, number: int, family: Cb2cfConfig, carry: Carry) -> Stage:
         fitted, _ = imputer_items(self._data, seed=self._config.seed)
@@ -80,7 +109,7 @@ class Plan:
             number,
             self.network(carry, family),
             self._data,
-            target_ID=learned_part(self.final_model(carry)),
+            target_ID=self.final_model(carry).learned(),
             items=fitted,
             config=family.network,
             seed=self._config.seed,
@@ -88,7 +117,7 @@ class Plan:
 
     def _invrl(self, family: InvrlConfig) -> list[PlannedStage]:
         def pretrained(carry: Carry) -> FactorModel:
-            return loaded(self.model(), carry, prefix="pretrained")
+            return loaded(self.factor_model(), carry, prefix="pretrained")
 
         def partition(name: str) -> PlannedStage:
             def make(number: int, carry: Carry) -> Stage:
@@ -114,7 +143,7 @@ class Plan:
             return PlannedStage(name, make)
 
         def final(number: int, carry: Carry) -> Stage:
-            model = self.model() if family.final == "scratch" else pretrained(carry)
+            model = self.factor_model() if family.final == "scratch" else pretrained(carry)
             model.mask_R *= carry["mask_R"]
             return self._fit("final", number, FINAL, model)
 
@@ -124,14 +153,6 @@ class Plan:
             stages += [partition(f"partition {iteration + 1}.{one}") for one in rounds]
             stages.append(masking(f"mask {iteration + 1}", iteration))
         return [*stages, PlannedStage("final", final)]
-
-
-def learned_part(model: FactorModel) -> torch.Tensor:
-    """Return what is learned for each item alone, ids and bias side by side `[I, F (+ 1)]`."""
-    pieces = [] if model.ids_IF is None else [model.ids_IF.detach()]
-    if model.item_bias_I is not None:
-        pieces.append(model.item_bias_I.detach().unsqueeze(-1))
-    return torch.cat(pieces, dim=-1)
 
 
 def imputer_items(data: FactorData, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

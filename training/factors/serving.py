@@ -3,7 +3,7 @@
 What is measured is what is served: the map and the imputer are those fitted without the users and items they are judged
 on. A bundle whose new users or new items would be badly served is refused.
 
-Legend: `U` users, `I` items, `P` parts, `D` width.
+Legend: `U` users, `I` items, `P` parts, `W` parts that are learned for each item, `S` state width, `D` width.
 """
 
 from collections.abc import Sequence
@@ -22,38 +22,40 @@ from training.data.interactions import Interactions
 from training.data.split import HeldOut
 from training.factors.cold import Imputation, balanced, make_imputer
 from training.factors.data import FactorData
-from training.factors.fold_in import FoldInMap
+from training.factors.encoders import MeanEncoder
+from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.gate import ServingError
+from training.factors.imputers import Imputer
 from training.factors.mask_figures import mask_figures
 from training.factors.new_users import choose_fold_in, fit_fold_in, judge_fold_in
-from training.factors.plan import Plan, learned_part
-from training.factors.served import ServedFactors
+from training.factors.plan import Plan
+from training.factors.served import ServedById, ServedFactors, ServedTables
 from training.factors.stages import Carry
-from training.models import Cb2cfConfig, FactorModel, FeatureSpec, InvrlConfig
+from training.models import Cb2cfConfig, FactorModel, FeatureSpec, GraphModel, IdModel, InvrlConfig
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
     """What a bundle of an id-based model is made of."""
 
-    model: ServedFactors
+    model: ServedById
     fold_in: FoldInMap
     fold_in_figures: FoldIn
     imputation: Imputation | None
     exposure_ratio: float | None
     cold: ColdItems | None
     warm_ids: list[str]
-    warm_states_IPD: NDArray[np.float32]
+    warm_states_IWS: NDArray[np.float32]
     user_ids: list[str]
     queries_UD: NDArray[np.float32]
     mask: list[ModalityMask]
     reports: list[StageReport]
-    items_ID: Tensor
+    tables: ItemTables
     """The catalogue as it is served: trained items with what they learned, others with what is predicted."""
 
 
 def make_served(
-    model: FactorModel,
+    model: IdModel,
     data: FactorData,
     config: FactorRun,
     interactions: Interactions,
@@ -69,28 +71,25 @@ def make_served(
     network = plan.network(carry, config.model) if isinstance(config.model, Cb2cfConfig) else None
     raw_width = sum(len(one.mean_D) for one in catalogue.maps)
     imputer, imputation = make_imputer(model, data, config, network=network, raw_width=raw_width)
-    fold_in = fit_fold_in(model, data, config, model.items(data.content_IR), gate=gate)
-    served = ServedFactors(
-        model,
-        catalogue.features.modalities,
-        history_length=config.model.history_length,
-        imputer=imputer,
-        users=fold_in.encoder,
-    ).eval()
-    fold_in, tried = choose_fold_in(fold_in, data, config, _as_served(served, model, data), gate=gate)
-    served.users = fold_in.encoder
+    fold_in = fit_fold_in(model, data, config, ItemTables(model.items(data.content_IR)), gate=gate)
+    served = _served(model, catalogue.features, config, imputer=imputer, users=fold_in.encoder).eval()
+    fold_in, tried = choose_fold_in(fold_in, model, data, config, _as_served(served, model, data), gate=gate)
+    served.serve_users(fold_in.encoder)
     ratio, cold = None, None
     if imputer is not None and imputation is not None:
-        balance = balanced(model, data, _as_if_new(served, data), fold_in, seed=config.seed)
+        new_ID = served.encode_items(*_content(data))
+        balance = balanced(model, data, new_ID, _as_served(served, model, data), fold_in, seed=config.seed)
         imputer.shift(balance.shift_F)
         ratio = balance.ratio
         if MIN_EXPOSURE <= ratio <= MAX_EXPOSURE:
             cold = ColdItems(
                 imputation=imputation, exposure_ratio=ratio, num_items=balance.num_items, num_users=balance.num_users
             )
-    items_ID = _as_served(served, model, data)
-    figures = judge_fold_in(model, fold_in, items_ID, gate, config).model_copy(update={"tried": tried})
-    warm_ids, warm_states_IPD = _warm_table(served, model, data, item_ids)
+    tables = _as_served(served, model, data)
+    figures = judge_fold_in(model, fold_in, tables, gate, config).model_copy(update={"tried": tried})
+    if isinstance(served, ServedTables):
+        served.narrow()
+    warm_ids, warm_states_IWS = _warm_table(served, model, data, item_ids)
     served.absorb([(one.mean_D, one.basis_DR) for one in catalogue.maps])
     return Served(
         model=served,
@@ -100,39 +99,53 @@ def make_served(
         exposure_ratio=ratio,
         cold=cold,
         warm_ids=warm_ids,
-        warm_states_IPD=warm_states_IPD,
+        warm_states_IWS=warm_states_IWS,
         user_ids=[interactions.user_ids[user] for user in data.users],
         queries_UD=model.users(torch.from_numpy(data.users)).numpy().astype(np.float32),
         mask=_mask(plan, carry, data, config, catalogue.features),
         reports=reports,
-        items_ID=items_ID,
+        tables=tables,
     )
 
 
-def _as_if_new(served: ServedFactors, data: FactorData) -> Tensor:
-    """Return the catalogue `[I, D]` as if nothing had been learned of any item; before raw vectors are absorbed."""
-    return served.encode_items(torch.split(data.content_IR, data.widths, dim=-1), data.presence_IM)
+def _served(
+    model: IdModel, features: FeatureSpec, config: FactorRun, *, imputer: Imputer | None, users: MeanEncoder
+) -> ServedById:
+    length = config.model.history_length
+    if isinstance(model, FactorModel):
+        return ServedFactors(model, features.modalities, history_length=length, imputer=imputer, users=users)
+    assert isinstance(model, GraphModel)
+    assert imputer is not None, "all parts of a graph model are learned"
+    return ServedTables(model, features.modalities, history_length=length, imputer=imputer, users=users)
 
 
-def _as_served(served: ServedFactors, model: FactorModel, data: FactorData) -> Tensor:
-    """Return the catalogue `[I, D]`: trained items with what they learned, others with what is predicted."""
-    new_ID = _as_if_new(served, data)
-    if not served.warm_parts:
-        return new_ID
-    return torch.where((data.degree_I > 0).unsqueeze(-1), model.items(data.content_IR), new_ID)
+def _content(data: FactorData) -> tuple[list[Tensor], Tensor]:
+    """Return what a served model reads of the whole catalogue, before it absorbs raw vectors."""
+    return data.content, data.presence_IM
+
+
+def _as_served(served: ServedById, model: IdModel, data: FactorData) -> ItemTables:
+    """Return the catalogue: trained items with what they learned, others with what is predicted."""
+    states_IPS, presence_IP = served.project(*_content(data)), served.part_presence(data.presence_IM)
+    columns = [served.part_names.index(part) for part in served.warm_parts]
+    warm = torch.nonzero(data.degree_I > 0).squeeze(-1)
+    if columns:
+        states_IPS[warm[:, None], columns] = served.warm_states(model.learned())[warm]
+        presence_IP[warm[:, None], columns] = True
+    items_ID = served.fuse(states_IPS, presence_IP)
+    rows_ID = served.exact_rows(states_IPS, presence_IP) if isinstance(served, ServedTables) else None
+    return ItemTables(items_ID, rows_ID)
 
 
 def _warm_table(
-    served: ServedFactors, model: FactorModel, data: FactorData, item_ids: Sequence[str]
+    served: ServedById, model: IdModel, data: FactorData, item_ids: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the ids of the trained items and their learned states `[I, P, D]`; of no item where nothing is learned."""
+    """Return the ids of the trained items and their learned states `[I, W, S]`; of no item where nothing is learned."""
     if not served.warm_parts:
         return [], np.zeros((0, 0, model.dim), np.float32)
-    states = served.extra_states(learned_part(model), num_items=data.num_items)
-    learned = [state for name, state in zip(served.extra_parts, states, strict=True) if name in served.warm_parts]
     warm = torch.nonzero(data.degree_I > 0).squeeze(-1)
-    states_IPD = torch.stack(learned, dim=1)[warm]
-    return [item_ids[row] for row in warm.tolist()], states_IPD.numpy().astype(np.float32)
+    states_IWS = served.warm_states(model.learned())[warm]
+    return [item_ids[row] for row in warm.tolist()], states_IWS.numpy().astype(np.float32)
 
 
 def _mask(plan: Plan, carry: Carry, data: FactorData, config: FactorRun, features: FeatureSpec) -> list[ModalityMask]:

@@ -23,13 +23,13 @@ from training.data.split import HeldOut, Split, make_split
 from training.evaluate import Judged, means
 from training.factors.data import FactorData
 from training.factors.fit import FitStage
-from training.factors.fold_in import FoldInMap
+from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.gate import gate_users, rank
 from training.factors.new_users import fit_fold_in
 from training.factors.plan import Plan
 from training.factors.serving import Served, make_served
 from training.factors.stages import Carry, Stage
-from training.models import FactorModel
+from training.models import IdModel
 from training.progress import Observer
 from training.trainer import Interrupted, TrainingError, run_digest
 
@@ -197,25 +197,25 @@ class _Run:
         data = FactorData(train, split.train_users, catalogue, seed=config.seed)
         return cls(config, interactions, split, catalogue, data, tuple(dataset.item_ids), gate)
 
-    def queries(self, model: FactorModel, items_ID: Tensor, users: HeldOut, fold_in: FoldInMap | None) -> Tensor:
+    def queries(self, model: IdModel, tables: ItemTables, users: HeldOut, fold_in: FoldInMap | None) -> Tensor:
         """Return each user's learned vector; of a user without one, what the history gives, through a map if given."""
         known_B = np.isin(users.users_B, self.data.users)
         queries_BD = model.users(torch.from_numpy(users.users_B))
         if known_B.all():
             return queries_BD
-        fold_in = fold_in or fit_fold_in(model, self.data, self.config, items_ID, gate=self.gate)
-        from_history_BD = fold_in.queries(items_ID, users.histories)
+        fold_in = fold_in or fit_fold_in(model, self.data, self.config, tables, gate=self.gate)
+        from_history_BD = fold_in.queries(tables, users.histories)
         return torch.where(torch.from_numpy(known_B)[:, None], queries_BD, from_history_BD)
 
     @torch.inference_mode()
     def validate(self, model: torch.nn.Module) -> dict[str, float]:
-        assert isinstance(model, FactorModel)
+        assert isinstance(model, IdModel)
         return self._judge(model, self.split.valid)
 
-    def _judge(self, model: FactorModel, users: HeldOut) -> dict[str, float]:
+    def _judge(self, model: IdModel, users: HeldOut) -> dict[str, float]:
         items_ID = model.items(self.data.content_IR)
         evaluation = self.config.eval
-        queries_BD = self.queries(model, items_ID, users, None)
+        queries_BD = self.queries(model, ItemTables(items_ID), users, None)
         return means(rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen))
 
     @torch.inference_mode()
@@ -233,7 +233,8 @@ class _Run:
             gate=self.gate,
             reports=state.reports,
         )
-        items_ID = served.items_ID
+        tables = served.tables
+        items_ID = tables.items_ID
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         judged: dict[str, Judged] = {}
         evaluation = self.config.eval
@@ -241,13 +242,13 @@ class _Run:
             if len(users) == 0:
                 continue
             from_history = rank(
-                served.fold_in.queries(items_ID, users.histories),
+                served.fold_in.queries(tables, users.histories),
                 items_ID,
                 users,
                 cutoffs=evaluation.cutoffs,
                 seen=evaluation.seen,
             )
-            queries_BD = self.queries(model, items_ID, users, served.fold_in)
+            queries_BD = self.queries(model, tables, users, served.fold_in)
             judged[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
             judged[f"{part}_from_history"] = from_history
         return TrainedFactors(served, self.interactions, self.split, state, num_parameters, judged)

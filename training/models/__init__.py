@@ -1,4 +1,4 @@
-"""The families of models: joined in the closed union `ModelConfig`, content models and id-based ones.
+"""The families of models, joined in the closed union `ModelConfig`: content models, and id-based ones.
 
 To add a family: its config (and module, if it needs one) here, its name in one of the unions, a file in
 `training/configs`.
@@ -11,8 +11,12 @@ from pydantic import Field
 from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
 from training.models.factors import FactorModel, FactorSettings
+from training.models.graph import GraphInputs, GraphModel, GraphSettings
+from training.models.id_model import IdModel
+from training.models.lightgcn import LightGcnConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
 from training.models.servable import FeatureSpec, ServableModel
+from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
 from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
 
 ContentFamily = DemureConfig | BaseConfig
@@ -21,13 +25,20 @@ ContentFamily = DemureConfig | BaseConfig
 FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig
 """Users, and most items, have vectors of their own."""
 
-ModelConfig = Annotated[ContentFamily | FactorFamily, Field(discriminator="kind")]
+GraphFamily = LightGcnConfig | LightGcnChannelsConfig | SlmrecConfig
+"""The same, and the vectors are propagated over the graph of interactions."""
+
+IdFamily = FactorFamily | GraphFamily
+
+ModelConfig = Annotated[ContentFamily | IdFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
 
 __all__ = [
     "BaseConfig",
     "BprPlusConfig",
     "Cb2cfConfig",
+    "ChannelModel",
+    "Channels",
     "ContentFamily",
     "ContentModel",
     "Demure",
@@ -37,11 +48,21 @@ __all__ = [
     "FactorModel",
     "FactorSettings",
     "FeatureSpec",
+    "GraphFamily",
+    "GraphInputs",
+    "GraphModel",
+    "GraphSettings",
+    "IdFamily",
+    "IdModel",
     "InvrlConfig",
+    "LightGcnChannelsConfig",
+    "LightGcnConfig",
     "MfBprConfig",
     "ModelConfig",
     "PairwiseSettings",
     "ServableModel",
+    "Slmrec",
+    "SlmrecConfig",
     "UltraGcnConfig",
     "UltraGcnSettings",
     "VbprConfig",

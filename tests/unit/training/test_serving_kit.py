@@ -7,7 +7,7 @@ import torch
 from training.config import LearnedConfig
 from training.factors.cold import balancing_shift, nearest_sample
 from training.factors.encoders import AttentionEncoder, MeanEncoder
-from training.factors.fold_in import FoldInMap, padded, pool
+from training.factors.fold_in import FoldInMap, ItemTables, padded, pool
 from training.factors.imputers import NearestImputer
 from training.factors.learned import learn
 
@@ -30,7 +30,7 @@ def test_a_user_is_the_pooled_history_through_the_map_and_items_without_a_vector
     items[2] = 0
     histories = [np.array([0, 1, 3, 4]), np.array([2, 5]), np.array([2]), np.array([], np.int64)]
     start = encoder()
-    found = FoldInMap("affine", 3, start, None, None).queries(items, histories)
+    found = FoldInMap("affine", 3, start, None, None).queries(ItemTables(items), histories)
     expected = pool(items, histories, length=3) @ start.map_DD + start.offset_D
     torch.testing.assert_close(found[:2], expected[:2])
     torch.testing.assert_close(expected[1], items[5] @ start.map_DD + start.offset_D)
@@ -52,8 +52,8 @@ def test_training_finds_which_item_follows_which(attentive, compared):
     made = AttentionEncoder(start, item_scale=1.0) if attentive else start
     histories = [np.array([2 * k, 2 * k + 1]) for k in range(4)] + [np.array([3])]
     config = LearnedConfig(steps=1500, batch_size=16, compared=compared)
-    learn(made, items, histories, history_length=3, config=config, seed=0)
-    found = FoldInMap("softmax", 3, made, None, None).queries(items, [np.array([2 * k]) for k in range(4)])
+    learn(made, ItemTables(items), histories, history_length=3, config=config, seed=0)
+    found = FoldInMap("softmax", 3, made, None, None).queries(ItemTables(items), [np.array([2 * k]) for k in range(4)])
     assert (found @ items.T).argmax(dim=-1).tolist() == [1, 3, 5, 7]
     torch.testing.assert_close(made.default_D.data, torch.ones(8))
 
@@ -61,7 +61,7 @@ def test_training_finds_which_item_follows_which(attentive, compared):
 def test_nothing_is_learned_from_histories_of_one_item():
     start = encoder()
     before = start.map_DD.clone()
-    learn(start, torch.eye(DIM), [np.array([1])], history_length=3, config=LearnedConfig(steps=2), seed=0)
+    learn(start, ItemTables(torch.eye(DIM)), [np.array([1])], history_length=3, config=LearnedConfig(steps=2), seed=0)
     assert torch.equal(start.map_DD, before)
 
 

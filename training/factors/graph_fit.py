@@ -1,0 +1,114 @@
+"""The stages that train graph models: pairs against random items (BPR), and SLMRec's contrast with the batch.
+
+Legend: `B` pairs of a step, `n` negatives of a pair, `V` distinct users, `Y` distinct items, `D` width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from training.factors.contrast import agreement, among_batch, comparable, fac, masked_views
+from training.factors.data import FactorBatch
+from training.factors.fit import Fit, FitStage
+from training.factors.losses import bpr
+from training.models import Channels, GraphModel, GraphSettings, Slmrec, SlmrecConfig
+
+
+class GraphFit(FitStage):
+    """BPR on what propagation makes of users and items, and what a family adds of its own."""
+
+    _model: GraphModel
+
+    def __init__(self, fit: Fit, family: GraphSettings) -> None:
+        super().__init__(fit, rows=fit.data.num_pairs)
+        self._num_negatives = family.negatives
+
+    def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
+        size = self._optim.batch_size
+        batch = self._data.pair_batch(self._number, step, size=size, num_negatives=self._num_negatives)
+        assert batch.negatives is not None
+        count = len(batch.items_X)
+        chance = self._data.chance(self._number, step)
+        items_X = torch.cat([batch.items_X, batch.negatives.flatten()])
+        users_BD, items_XD = self._model.rows(batch.users_B, items_X, chance)
+        positive_B = (users_BD * items_XD[:count]).sum(dim=-1)
+        negatives_BnD = items_XD[count:].view(*batch.negatives.shape, -1)
+        negative_Bn = (negatives_BnD * users_BD.unsqueeze(1)).sum(dim=-1)
+        loss = bpr(positive_B, negative_Bn).mean()
+        told = {"bpr": loss.detach()}
+        auxiliary = self._model.auxiliary(batch.users_B, items_X)
+        if auxiliary is not None:
+            told["auxiliary"] = auxiliary.detach()
+            loss = loss + auxiliary
+        return loss, batch, told
+
+
+class SlmrecFit(FitStage):
+    """SLMRec: in-batch InfoNCE, and self-supervised tasks beside it (Eq. 13-14)."""
+
+    _model: Slmrec
+
+    def __init__(self, fit: Fit, family: SlmrecConfig) -> None:
+        super().__init__(fit, rows=fit.data.num_pairs)
+        self._family = family
+
+    def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
+        family, model, data = self._family, self._model, self._data
+        batch = data.pair_batch(self._number, step, size=self._optim.batch_size, num_negatives=0)
+        chance = data.chance(self._number, step)
+        users_V, place_V = torch.unique(batch.users_B, return_inverse=True)
+        drawn = torch.randint(data.num_items, (family.uniform_negatives,), generator=chance)
+        all_X = torch.cat([batch.items_X, drawn])
+        items_Y, place_X = torch.unique(all_X, return_inverse=True)
+        weight_Y = self._weights(items_Y, torch.bincount(place_X))
+        users, items = model.channels(users_V, items_Y)
+        told: dict[str, Tensor] = {}
+        loss = users.shared_ND.new_zeros(())
+        if family.main_weight > 0:
+            users_VD, items_YD = model.fused(users.all(), "users"), model.fused(items.all(), "items")
+            users_VD, items_YD = comparable(users_VD, items_YD, kind=family.scorer, tau=family.tau)
+            main = among_batch(
+                users_VD,
+                items_YD,
+                place_V_B=place_V,
+                place_Y_B=place_X[: len(batch.items_X)],
+                weight_Y=weight_Y,
+                held_VY=data.holds(users_V, items_Y) if family.mask_positives else None,
+            )
+            told["main"] = main.detach()
+            loss = loss + family.main_weight * main
+        tasks: list[tuple[str, float, Callable[[], Tensor]]] = [
+            ("fac", family.fac_weight, lambda: self._fac(items)),
+            ("fm", family.fm_weight, lambda: self._fm(users, items, chance)),
+            ("fd", family.fd_weight, lambda: self._fd(users_V, items_Y, chance)),
+        ]
+        for name, weight, task in tasks:
+            if weight > 0:
+                term = task()
+                told[name] = term.detach()
+                loss = loss + weight * term
+        return loss, batch, told
+
+    def _weights(self, items_Y: Tensor, count_Y: Tensor) -> Tensor:
+        """Return what items count as negatives that are so often in the batch, or drawn beside it."""
+        if not self._family.correct_popularity:
+            return count_Y.float()
+        data = self._data
+        of_batch_Y = data.degree_I[items_Y] * (self._optim.batch_size / data.num_pairs)
+        return count_Y / (of_batch_Y + self._family.uniform_negatives / data.num_items)
+
+    def _fac(self, items: Channels) -> Tensor:
+        return fac(self._model, items.all(), kind=self._family.fac_similarity, tau=self._family.tau_ssl)
+
+    def _fm(self, users: Channels, items: Channels, chance: torch.Generator) -> Tensor:
+        first, second = torch.randperm(self._model.num_channels, generator=chance)[:2].tolist()
+        return agreement(self._model, masked_views(users, items, (first, second)), tau=self._family.tau_ssl)
+
+    def _fd(self, users_V: Tensor, items_Y: Tensor, chance: torch.Generator) -> Tensor:
+        family = self._family
+        first, second = (
+            self._model.dropped(users_V, items_Y, share=family.dropout, where=family.dropped, chance=chance)
+            for _ in range(2)
+        )
+        return agreement(self._model, (first, second), tau=family.tau_ssl)

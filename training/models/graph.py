@@ -1,0 +1,172 @@
+"""What all graph models share: tables of users and items, propagated over the graph of interactions.
+
+Nothing of an item's vector is a function of its own content alone, as its neighbours' are in it: so all its parts are
+learned numbers, known of trained items and predicted for others.
+
+Legend: `U` users, `I` items, `M` modalities, `R_m` width of a modality, `P` parts of an item (the modalities, `id`,
+what else the family adds), `D` width, `B` pairs of a step.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from api_schemas.manifest import ModalityName
+from training.blocks.propagation import InteractionGraph, Nodes
+from training.models.id_model import IdModel
+from training.models.servable import FeatureSpec
+from training.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GraphInputs:
+    """What a graph model is built on."""
+
+    graph: InteractionGraph
+    features: FeatureSpec
+    content: list[Tensor]
+    """`[I, R_m]` of each modality, zero where an item lacks it."""
+    presence_IM: Tensor
+
+    def used(self, names: tuple[str, ...] | None) -> list[int]:
+        """Return the columns of the modalities that are asked for; None asks for all.
+
+        Raises:
+            ValueError: The data set lacks one.
+        """
+        known = [modality.name for modality in self.features.modalities]
+        strange = sorted(set(names or ()) - set(known))
+        if strange:
+            raise ValueError(f"model.modalities: {strange[0]!r} is not among the data set's {known}")
+        return [m for m, name in enumerate(known) if names is None or name in names]
+
+    def unit_content(self, column: int) -> Tensor:
+        """Return one modality's vectors at length 1 `[I, R_m]`, zero where absent."""
+        return F.normalize(self.content[column], dim=-1)
+
+
+class GraphSettings(Settings):
+    """What every graph family can be told."""
+
+    dim: int = Field(64, ge=1, le=1024, description="Width of the tables of users and items.")
+    layers: int = Field(3, ge=1, le=10, description="Steps of propagation.")
+    history_length: int = Field(100, ge=1, le=500, description="L: live histories are cut to the last L items.")
+    init_std: float = Field(0.1, gt=0, le=10, description="Deviation of the normal law that tables start from.")
+    negatives: int = Field(1, ge=1, le=1000, description="Random items that each pair is compared with.")
+
+    @abstractmethod
+    def build(self, inputs: GraphInputs) -> "GraphModel":
+        """Return a freshly initialised model of these users, items and modalities.
+
+        Raises:
+            ValueError: The settings do not fit the data.
+        """
+
+
+class ContentGraphSettings(GraphSettings):
+    """Of the families that read content."""
+
+    modalities: tuple[ModalityName, ...] | None = Field(
+        None, description="Modalities that enter the score. Unset: all. Empty: none, ids alone."
+    )
+
+
+class GraphModel(IdModel):
+    """Tables of users and items, and what becomes of them on the graph."""
+
+    extra_parts: ClassVar[tuple[str, ...]] = ("id",)
+    """Parts beside the modalities."""
+
+    ids_IF: nn.Parameter
+
+    def __init__(self, config: GraphSettings, inputs: GraphInputs) -> None:
+        super().__init__()
+        graph = inputs.graph
+        self.num_modalities = len(inputs.features.modalities)
+        self.users_UD = nn.Parameter(torch.randn(graph.num_users, config.dim) * config.init_std)
+        self.ids_IF = nn.Parameter(torch.randn(graph.num_items, config.dim) * config.init_std)
+
+    @property
+    def dim(self) -> int:
+        """Return the width of the users' table; families that put more side by side say so."""
+        return self.users_UD.shape[1]
+
+    @property
+    def num_parts(self) -> int:
+        """Return P."""
+        return self.num_modalities + len(self.extra_parts)
+
+    @abstractmethod
+    def nodes(self, chance: torch.Generator | None = None) -> Nodes:
+        """Return the final tables.
+
+        Args:
+            chance: In training, where whatever is drawn (edges, messages that are dropped) comes from; None: nothing
+                is dropped.
+        """
+
+    @abstractmethod
+    def parts(self) -> Tensor:
+        """Return what each part adds to each item's vector `[I, P, D]`: they sum to `nodes().items_ID`."""
+
+    def history_parts(self) -> Tensor | None:
+        """Return what each part adds to an item's row in a history `[I, P, D]`; None: rows are the items' vectors.
+
+        Where it is given, a user with history S is `fold_in_offset` + the sum of the rows over S / sqrt(|S|): what the
+        propagation itself gives a new user whose items are held fixed.
+        """
+        return None
+
+    def fold_in_offset(self) -> Tensor:
+        """Return `[D]`, see `history_parts`."""
+        return self.users_UD.new_zeros(self.dim)
+
+    def rows(self, users_B: Tensor, items_X: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the vectors of some users `[B, D]` and items `[X, D]`, in training."""
+        nodes = self.nodes(chance)
+        return F.embedding(users_B, nodes.users_UD), F.embedding(items_X, nodes.items_ID)
+
+    def auxiliary(self, users_B: Tensor, items_X: Tensor) -> Tensor | None:  # noqa: ARG002  # most have none
+        """Return the family's own further loss for a step's users and items, weighted; called after `rows`."""
+        return None
+
+    def tables(self) -> list[nn.Parameter]:
+        """Return the tables of users and items."""
+        return [self.users_UD, self.ids_IF]
+
+    def users(self, rows_B: Tensor) -> Tensor:
+        """Return the vectors `[B, D]` of some users."""
+        return self.nodes().users_UD[rows_B]
+
+    def items(self, content_XR: Tensor, rows_X: Tensor | None = None) -> Tensor:  # noqa: ARG002  # the model has it
+        """Return the vectors of all items, or of some `[X, D]`."""
+        items_ID = self.nodes().items_ID
+        return items_ID if rows_X is None else items_ID[rows_X]
+
+    def learned(self) -> Tensor:
+        """Return all parts, each with its part of the history row where there is one, side by side `[I, F]`."""
+        parts_IPD, history_IPD = self.parts(), self.history_parts()
+        states_IPS = parts_IPD if history_IPD is None else torch.cat([parts_IPD, history_IPD], dim=-1)
+        return states_IPS.flatten(start_dim=1)
+
+    def as_items(self, learned_F: Tensor) -> Tensor:
+        """Return the sum of the parts."""
+        states_PS = learned_F.view(*learned_F.shape[:-1], self.num_parts, -1)
+        return states_PS[..., : self.dim].sum(dim=-2)
+
+    def as_learned(self, vector_D: Tensor) -> Tensor:
+        """Return numbers that have the vector as part `id` and are zero elsewhere."""
+        states_PS = torch.zeros_like(self.learned()[0]).view(self.num_parts, -1)
+        states_PS[self.num_modalities, : self.dim] = vector_D
+        return states_PS.flatten()
+
+    def as_id(self, items_ID: Tensor) -> Tensor:
+        """Return parts `[I, P, D]` of items that are part `id` alone."""
+        parts_IPD = items_ID.new_zeros(len(items_ID), self.num_parts, items_ID.shape[1])
+        parts_IPD[:, self.num_modalities] = items_ID
+        return parts_IPD
