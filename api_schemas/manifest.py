@@ -260,10 +260,10 @@ class BundleManifest(OnDisk):
                 raise ValueError(f"warm.parts: {strange[0]!r} is not one of the parts {list(self.part_names)}")
             if len(set(self.warm.parts)) != len(self.warm.parts):
                 raise ValueError(f"warm.parts: the names repeat: {self.warm.parts}")
-        if self.known_users is not None and self.state_dim != self.dim:
+        if self.known_users is not None and self.state_dim < self.dim:
             raise ValueError(
-                f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned an item's"
-                " vector is the sum of its states"
+                f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned a state"
+                " starts with what the part adds to the item's vector"
             )
         masked = [mask.modality for mask in self.modality_mask]
         unknown = sorted(set(masked) - {modality.name for modality in self.modalities})

@@ -1,7 +1,7 @@
 """The scores of queries that no history is behind, split by what the candidates are made of.
 
-Legend: `K` candidates, `M` parts of an item (its modalities, then what the model adds), `S` state width, which is the
-vector width `D` in the models that learn users, `Q` queries.
+Legend: `K` candidates, `M` parts of an item (its modalities, then what the model adds), `S` state width, `D` vector
+width, `Q` queries.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def decompose(
     its contribution. The residual is rounding.
 
     Args:
-        bundle: A model whose states are vectors: `state_dim` is `dim`.
+        bundle: A model that learns users: the first D numbers of a state are what the part adds to the item's vector.
         queries_QD: Of one user.
         candidate_states_KMS: What lies where a part is absent does not matter.
         candidate_presence_KM: Which parts each candidate has.
@@ -27,8 +27,9 @@ def decompose(
     candidates_KD = bundle.encode_states(candidate_states_KMS, candidate_presence_KM).candidates
     scores_KQ = candidates_KD @ queries_QD.T
     query_KD = queries_QD[scores_KQ.argmax(axis=1)]
-    present_KMS = np.where(candidate_presence_KM[:, :, None], candidate_states_KMS, np.float32(0))
-    contributions_KM: Vectors = np.einsum("kms,ks->km", present_KMS, query_KD)
+    vectors_KMD = candidate_states_KMS[:, :, : queries_QD.shape[1]]
+    present_KMD = np.where(candidate_presence_KM[:, :, None], vectors_KMD, np.float32(0))
+    contributions_KM: Vectors = np.einsum("kmd,kd->km", present_KMD, query_KD)
     scores_K = scores_KQ.max(axis=1)
     num_candidates, num_parts = candidate_presence_KM.shape
     return ExplanationArrays(

@@ -18,7 +18,7 @@ class TorchBundle:
             modalities=list(model.modalities),
             part_names=model.part_names,
             warm=None,
-            history_is_candidate=True,
+            history_is_candidate=model.history_is_candidate,
         )
 
     def encode_items(self, inputs):
