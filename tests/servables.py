@@ -1,4 +1,4 @@
-"""Small models that use what the graph contract offers beyond the families: rows of their own, a sum for a mean.
+"""Small models that use what the graph contract offers beyond the families: rows of their own, sums over queries.
 
 Legend: `B` batch, `L` history length, `P` parts of an item (the modalities, then `id`), `S` state width, `D` vector
 width, `H` history row, `Q` queries.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from api_schemas.manifest import Modality
 from training.models import ServableModel
 
-H = 5
+H, Q = 5, 3
 
 
 class OwnRows(ServableModel):
@@ -81,7 +81,36 @@ class BentRows(OwnRows):
         return torch.tanh(pooled_BH @ self.map_HD) + self.offset_D
 
 
-TOYS = {"own-rows": OwnRows, "bent-rows": BentRows}
+class SummedQueries(ServableModel):
+    """Three queries of a user, and a score that all of them add to. Parts are the modalities."""
+
+    def __init__(self, modalities: Sequence[Modality], *, dim: int, history_length: int) -> None:
+        super().__init__(
+            modalities, dim=dim, state_dim=dim, history_length=history_length, num_queries=Q, scorer="logsumexp"
+        )
+        self.weights = nn.ParameterList([torch.randn(one.dim, dim) for one in modalities])
+        self.map_QDD = nn.Parameter(torch.randn(Q, dim, dim) / dim)
+        self.default_query = nn.Parameter(torch.randn(Q, dim))
+
+    def project(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        states = [x @ weight for x, weight in zip(features, self.weights, strict=True)]
+        return torch.stack(states, dim=1) * presence_BM.unsqueeze(-1)
+
+    def fuse(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        return self.modality_parts(states_PS, presence_P).sum(dim=-2)
+
+    def modality_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        return states_PS * presence_P.unsqueeze(-1)
+
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+        kept_BLH = torch.where(mask_BL.unsqueeze(-1), rows_BLH, torch.zeros((), dtype=rows_BLH.dtype))
+        mean_BH = kept_BLH.sum(dim=1) / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
+        queries_BQD = torch.tanh(torch.einsum("bh,qhd->bqd", mean_BH, self.map_QDD))
+        return torch.where(mask_BL.any(dim=-1)[:, None, None], queries_BQD, self.default_query)
+
+
+OWN_ROWS = {"own-rows": OwnRows, "bent-rows": BentRows}
+TOYS = {**OWN_ROWS, "summed": SummedQueries}
 
 
 def toy_model(kind: str, modalities: Sequence[Modality], *, dim: int, history_length: int) -> ServableModel:

@@ -19,6 +19,7 @@ class TorchBundle:
             part_names=model.part_names,
             warm=None,
             history_is_candidate=model.history_is_candidate,
+            scorer=model.scorer,
         )
 
     def encode_items(self, inputs):

@@ -15,7 +15,7 @@ from index.features import pad_history
 from index.metrics import METRICS, per_user
 from training.data.catalogue import Catalogue
 from training.data.split import HeldOut, Seen
-from training.models import ServableModel
+from training.models import ServableModel, over_queries
 
 _SCORES_AT_ONCE = 1 << 24
 """Scores of one piece: 64 MB."""
@@ -64,7 +64,7 @@ def judge_model(
                 torch.from_numpy(a).to(device) for a in pad_histories(users, piece, length=model.history_length)
             )
             query_BQD = model.encode_users(rows_NH[rows_BL], mask_BL)
-            return (query_BQD @ items_ND.T).amax(dim=1)
+            return over_queries(query_BQD @ items_ND.T, dim=1, scorer=model.scorer)
 
         judged = judge_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
     model.train(was_training)

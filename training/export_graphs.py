@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from training.models import ServableModel
+from training.models import ServableModel, over_queries
 
 
 class ItemEncoder(nn.Module):
@@ -94,11 +94,11 @@ class ExplainerGraph(nn.Module, ABC):
 class Explainer(ExplainerGraph):
     """Demure's interest scores (its Eq. 7 and 8), gradient x input, and the exact split of the candidate's side.
 
-    psi = max_q u_q . v is the score before any softmax, and the candidate's vector is a constant. The gradient at a
-    history row is taken once per candidate. The gradient at a state follows by the chain rule, and of it only
-    two numbers per state are asked for, its mean and its product with the state. Both are directional derivatives of
-    the history row and know nothing of the candidate, so 2P directions per history replace one backward pass through
-    all states per candidate (20 candidates, L = 50, M = 4: half the time).
+    psi is the score before any softmax, max_q u_q . v or log sum_q exp(u_q . v), and the candidate's vector is a
+    constant. The gradient at a history row is taken once per candidate. The gradient at a state follows by the chain
+    rule, and of it only two numbers per state are asked for, its mean and its product with the state. Both are
+    directional derivatives of the history row and know nothing of the candidate, so 2P directions per history replace
+    one backward pass through all states per candidate (20 candidates, L = 50, M = 4: half the time).
     """
 
     def explained(
@@ -110,11 +110,10 @@ class Explainer(ExplainerGraph):
         real_BL = presence_BLP.any(dim=-1) if self.model.history_is_candidate else (rows_BLH != 0).any(dim=-1)
         candidate_KD = _items(self.model, candidate_states_KPS, candidate_presence_KP)
         queries_BQD, pull_back = vjp(lambda rows: self.model.encode_users(rows, real_BL), rows_BLH)[:2]
-        scores_BQK = queries_BQD @ candidate_KD.T
-        # One forward pass, and a backward pass for each candidate: d psi / d u_q is v for the best query, else zero.
-        is_best_BQK = (scores_BQK == scores_BQK.amax(dim=1, keepdim=True)).to(scores_BQK.dtype)
-        is_best_BQK = is_best_BQK / is_best_BQK.sum(dim=1, keepdim=True)
-        cotangent_KBQD = torch.einsum("bqk,kd->kbqd", is_best_BQK, candidate_KD)
+        products_BQK = queries_BQD @ candidate_KD.T
+        weight_BQK = self._weights(products_BQK)
+        # One forward pass, and a backward pass for each candidate: d psi / d u_q is the query's weight times v.
+        cotangent_KBQD = torch.einsum("bqk,kd->kbqd", weight_BQK, candidate_KD)
         gradient_KBLH = vmap(lambda cotangent: pull_back(cotangent)[0])(cotangent_KBQD)
         gradient_BKLH = _kept(gradient_KBLH.transpose(0, 1), real_BL[:, None, :, None])
         directions_JBLH = self._directions(rows_BLH, states_BLPS, presence_BLP)
@@ -124,14 +123,21 @@ class Explainer(ExplainerGraph):
 
         parts_KPD = _parts(self.model, candidate_states_KPS, candidate_presence_KP)
         return (
-            scores_BQK.amax(dim=1),
+            over_queries(products_BQK, dim=1, scorer=self.model.scorer),
             gradient_BKLH.mean(dim=-1),
             derivatives_BKLJ[..., :num_parts],
             (gradient_BKLH * rows_BLH[:, None]).sum(dim=-1),
             derivatives_BKLJ[..., num_parts:],
-            torch.einsum("bqk,bqd,kpd->bkp", is_best_BQK, queries_BQD, parts_KPD),
+            torch.einsum("bqk,bqd,kpd->bkp", weight_BQK, queries_BQD, parts_KPD),
             queries_BQD,
         )
+
+    def _weights(self, products_BQK: Tensor) -> Tensor:
+        """Return d psi / d (u_q . v): 1 for the best query, or the softmax over queries."""
+        if self.model.scorer == "logsumexp":
+            return torch.softmax(products_BQK, dim=1)
+        is_best_BQK = (products_BQK == products_BQK.amax(dim=1, keepdim=True)).to(products_BQK.dtype)
+        return is_best_BQK / is_best_BQK.sum(dim=1, keepdim=True)
 
     def _directions(self, rows_BLH: Tensor, states_BLPS: Tensor, presence_BLP: Tensor) -> Tensor:
         """Return how history rows move `[J, B, L, H]` along the mean of each state, then along each state itself.

@@ -97,6 +97,7 @@ def publish_bundle(
             history_length=model.history_length,
             num_queries=model.num_queries,
             history_is_candidate=model.history_is_candidate,
+            scorer=model.scorer,
             graphs=specs,
             golden=GOLDEN_FILE,
             golden_atol=TOLERANCE,

@@ -19,6 +19,7 @@ from index.dataset import Dataset
 from index.explain import METHODS, explain
 from index.features import ModelInputs, from_dataset, pad_vectors
 from index.item_encoder import ItemEncoder
+from index.ranking import over_queries
 from index.store import ArtifactStore
 from tests.factor_runs import FAMILIES, config_of, run
 from tests.id_bundles import without
@@ -297,7 +298,8 @@ def test_a_longer_history_is_cut_to_its_last_items(exported, rng):
     items = exported.bundle.encode_states(states, presence)
     padded, mask = pad_vectors(items.history, length=LENGTH)
     query = exported.bundle.encode_users(padded[None], mask[None])[0]
-    np.testing.assert_allclose(query @ items.candidates[0], long.scores_K[:1], rtol=1e-5, atol=1e-4)
+    score = over_queries(query @ items.candidates[:1].T, axis=0, scorer=exported.model.scorer)
+    np.testing.assert_allclose(score, long.scores_K, rtol=1e-5, atol=1e-4)
 
 
 def test_the_model_is_left_as_it_was(exported):
@@ -319,8 +321,8 @@ def test_the_bundle_says_what_it_is(exported, toy_dataset):
     assert exported.progress[-1][0] == "explanations"
     assert done == total > 0
     exported.bundle.check_golden()
-    assert manifest.history_dim == exported.model.history_dim
-    assert manifest.history_is_candidate == exported.model.history_is_candidate
+    for field in ("history_dim", "history_is_candidate", "num_queries", "scorer"):
+        assert getattr(manifest, field) == getattr(exported.model, field)
 
 
 def test_every_file_of_the_bundle_is_documented(exported):

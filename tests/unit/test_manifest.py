@@ -140,6 +140,7 @@ def test_a_snapshot_of_before_there_were_parts_is_one_of_modalities_alone():
         "num_encoded": 3,
         "files": [],
     }
-    assert SnapshotManifest.model_validate_json(json.dumps(document)).part_names == ("visual", "text")
+    old = SnapshotManifest.model_validate_json(json.dumps(document))
+    assert (old.part_names, old.scorer) == (("visual", "text"), "max")
     with pytest.raises(ValidationError, match="parts"):
         SnapshotManifest.model_validate(document | {"parts": ["visual", "id"]})

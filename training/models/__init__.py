@@ -12,7 +12,7 @@ from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
 from training.models.factors import FactorModel, FactorSettings
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
-from training.models.servable import FeatureSpec, ServableModel
+from training.models.servable import FeatureSpec, ServableModel, over_queries
 from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
 
 ContentFamily = DemureConfig | BaseConfig
@@ -45,4 +45,5 @@ __all__ = [
     "UltraGcnConfig",
     "UltraGcnSettings",
     "VbprConfig",
+    "over_queries",
 ]

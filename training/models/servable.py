@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from api_schemas.manifest import Modality
+from api_schemas.manifest import Modality, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,16 @@ class FeatureSpec:
     modalities: tuple[Modality, ...]
 
 
+def over_queries(products: Tensor, *, dim: int, scorer: Scorer) -> Tensor:
+    """Return the scores of inner products that lie, one for each query of a user, along `dim` (`index.ranking` too)."""
+    return products.amax(dim=dim) if scorer == "max" else products.logsumexp(dim=dim)
+
+
 class ServableModel(nn.Module, ABC):
     """Items from parts, users from items. Rows never interact: the gradient of a sum is the gradient of each row.
 
-    The score of a user and an item is the largest of the Q inner products of the user's queries with the item.
+    The score of a user and an item is made of the Q inner products of the user's queries with the item, see
+    `over_queries`.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class ServableModel(nn.Module, ABC):
         num_queries: int,
         extra_parts: Sequence[str] = (),
         history_dim: int | None = None,
+        scorer: Scorer = "max",
     ) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
@@ -50,6 +57,8 @@ class ServableModel(nn.Module, ABC):
         """L: histories are cut to the last L items."""
         self.num_queries = num_queries
         """Q: queries of one user."""
+        self.scorer: Scorer = scorer
+        """What the Q inner products make together."""
         self.history_is_candidate = history_dim is None
         """An item's row in a history is its vector; else `history_rows` and `history_parts` say what it is."""
         self.history_dim = dim if history_dim is None else history_dim
