@@ -21,6 +21,7 @@ Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 GraphName = Literal["item_encoder", "state_encoder", "user_encoder", "explainer"]
+Scorer = Literal["max", "logsumexp"]
 ExplanationMethod = Literal["interest_gradient", "grad_x_input", "decomposition", "occlusion", "shapley"]
 
 
@@ -225,6 +226,11 @@ class BundleManifest(OnDisk):
     history_length: int = Field(ge=1, description="L: histories are cut to the last L items and padded to L.")
     num_queries: int = Field(ge=1)
     metric: Literal["inner_product"] = "inner_product"
+    scorer: Scorer = Field(
+        default="max",
+        description="What a user's inner products with an item make together: the largest, or the log of the sum of"
+        " their exponentials.",
+    )
     history_is_candidate: bool = Field(description="History row and candidate vector are one: stored once.")
     graphs: dict[GraphName, GraphSpec]
     golden: RelativePath = "golden.npz"
@@ -260,10 +266,10 @@ class BundleManifest(OnDisk):
                 raise ValueError(f"warm.parts: {strange[0]!r} is not one of the parts {list(self.part_names)}")
             if len(set(self.warm.parts)) != len(self.warm.parts):
                 raise ValueError(f"warm.parts: the names repeat: {self.warm.parts}")
-        if self.known_users is not None and self.state_dim != self.dim:
+        if self.known_users is not None and self.state_dim < self.dim:
             raise ValueError(
-                f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned an item's"
-                " vector is the sum of its states"
+                f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned a state"
+                " starts with what the part adds to the item's vector"
             )
         masked = [mask.modality for mask in self.modality_mask]
         unknown = sorted(set(masked) - {modality.name for modality in self.modalities})
@@ -298,6 +304,7 @@ class SnapshotManifest(OnDisk):
     history_dim: int = Field(ge=1, description="Width h of a history row.")
     state_dim: int = Field(ge=1, description="Width s of the state of one part.")
     history_is_candidate: bool = Field(description="The candidate table is the history table, too: stored once.")
+    scorer: Scorer = Field(default="max", description="As in the bundle's manifest.")
     modalities: list[Modality]
     parts: list[ModalityName] = Field(
         default_factory=list, description="What the states are of, in order. Empty: the modalities alone."

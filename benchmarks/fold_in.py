@@ -135,8 +135,12 @@ class Trial:
             rows_B = torch.from_numpy(np.flatnonzero(fold_B == fold))
             closed = fit_fold_in(self.model, self.data, self.config, ItemTables(items_ID), gate=judged)
             encoders = {"affine": closed}
-            encoders["softmax"] = learn_fold_in("softmax", closed, self.data, self.config, ItemTables(items_ID), gate=judged)
-            encoders["attention"] = learn_fold_in("attention", closed, self.data, self.config, ItemTables(items_ID), gate=judged)
+            encoders["softmax"] = learn_fold_in(
+                "softmax", closed, self.data, self.config, ItemTables(items_ID), gate=judged
+            )
+            encoders["attention"] = learn_fold_in(
+                "attention", closed, self.data, self.config, ItemTables(items_ID), gate=judged
+            )
             for kind, encoder in encoders.items():
                 queries[kind][rows_B] = encoder.queries(ItemTables(items_ID), judged.histories)
             users = np.setdiff1d(self.data.users, judged.users_B)

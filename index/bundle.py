@@ -46,7 +46,7 @@ class EncodedItems:
     """What the item encoder makes of a batch of items."""
 
     candidates: Vectors
-    """`[B, D]`: an item's score for a user is the largest inner product of its candidate vector with a query."""
+    """`[B, D]`: an item's score for a user is made of its inner products with the queries, see `index.ranking`."""
     history: Vectors
     """`[B, H]`: what the user encoder reads. The same array as `candidates` where the manifest says they are one."""
     states: Vectors

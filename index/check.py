@@ -78,7 +78,7 @@ def check_snapshot(
 
 def _check_sizes(snapshot: IndexSnapshot, bundle: Bundle) -> None:
     ours, theirs = snapshot.manifest, bundle.manifest
-    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities", "part_names"):
+    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "scorer", "modalities", "part_names"):
         if getattr(ours, field) != getattr(theirs, field):
             raise ArtefactError(
                 snapshot.path, f"{field} is {getattr(ours, field)}, its bundle has {getattr(theirs, field)}"
@@ -206,7 +206,8 @@ def exact_scores(snapshot: IndexSnapshot, queries_BQD: Vectors, *, report: Repor
     best_Bk = np.empty((len(queries_BQD), 0), dtype=np.float32)
     for start in range(0, snapshot.num_items, _EXACT_ROWS):
         table_ND = snapshot.candidates(np.arange(start, min(start + _EXACT_ROWS, snapshot.num_items)))
-        scores_BN = np.concatenate([best_Bk, ExactIndex(table_ND).score_all(queries_BQD)], axis=1)
+        twin = ExactIndex(table_ND, scorer=snapshot.manifest.scorer)
+        scores_BN = np.concatenate([best_Bk, twin.score_all(queries_BQD)], axis=1)
         best_Bk = -np.partition(-scores_BN, min(k, scores_BN.shape[1]) - 1, axis=1)[:, :k]
         report("search exactly", start + len(table_ND), snapshot.num_items)
     return -np.sort(-best_Bk, axis=1)

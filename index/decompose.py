@@ -1,35 +1,41 @@
 """The scores of queries that no history is behind, split by what the candidates are made of.
 
-Legend: `K` candidates, `M` parts of an item (its modalities, then what the model adds), `S` state width, which is the
-vector width `D` in the models that learn users, `Q` queries.
+Legend: `K` candidates, `M` parts of an item (its modalities, then what the model adds), `S` state width, `D` vector
+width, `Q` queries.
 """
 
 import numpy as np
 
 from index.bundle import Bundle
 from index.explain import ExplanationArrays, Mask, Vectors
+from index.ranking import over_queries
 
 
 def decompose(
     bundle: Bundle, *, queries_QD: Vectors, candidate_states_KMS: Vectors, candidate_presence_KM: Mask
 ) -> ExplanationArrays:
-    """Split the scores of K candidates exactly: an item's vector is the sum of its parts, so its score is, too.
+    """Split the scores of K candidates: an item's vector is the sum of its parts, so its inner products are, too.
 
     With no history there is nothing to say of one: `history_KL` and `grid_KLM` have no items, and a part's interest is
-    its contribution. The residual is rounding.
+    its contribution. The residual is rounding; of a log-sum-exp it is the entropy of the weights of the queries.
 
     Args:
-        bundle: A model whose states are vectors: `state_dim` is `dim`.
+        bundle: A model that learns users: the first D numbers of a state are what the part adds to the item's vector.
         queries_QD: Of one user.
         candidate_states_KMS: What lies where a part is absent does not matter.
         candidate_presence_KM: Which parts each candidate has.
     """
     candidates_KD = bundle.encode_states(candidate_states_KMS, candidate_presence_KM).candidates
-    scores_KQ = candidates_KD @ queries_QD.T
-    query_KD = queries_QD[scores_KQ.argmax(axis=1)]
-    present_KMS = np.where(candidate_presence_KM[:, :, None], candidate_states_KMS, np.float32(0))
-    contributions_KM: Vectors = np.einsum("kms,ks->km", present_KMS, query_KD)
-    scores_K = scores_KQ.max(axis=1)
+    scorer = bundle.manifest.scorer
+    products_KQ = candidates_KD @ queries_QD.T
+    scores_K = over_queries(products_KQ, axis=1, scorer=scorer)
+    if scorer == "max":
+        query_KD = queries_QD[products_KQ.argmax(axis=1)]
+    else:
+        query_KD = np.exp(products_KQ - scores_K[:, None]) @ queries_QD  # the softmax over queries
+    vectors_KMD = candidate_states_KMS[:, :, : queries_QD.shape[1]]
+    present_KMD = np.where(candidate_presence_KM[:, :, None], vectors_KMD, np.float32(0))
+    contributions_KM: Vectors = np.einsum("kmd,kd->km", present_KMD, query_KD)
     num_candidates, num_parts = candidate_presence_KM.shape
     return ExplanationArrays(
         scores_K=scores_K,
@@ -38,5 +44,5 @@ def decompose(
         grid_KLM=np.zeros((num_candidates, 0, num_parts), dtype=np.float32),
         contributions_KM=contributions_KM,
         residual_K=scores_K - contributions_KM.sum(axis=1),
-        additive=True,
+        additive=scorer == "max",
     )

@@ -5,21 +5,23 @@ Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k
 
 import numpy as np
 
+from api_schemas.manifest import Scorer
 from index.features import Mask, Rows, Vectors
+from index.ranking import over_queries
 
 
 class ExactIndex:
     """Scores every item for every query: the answers that the other index kinds have to give, in the fewest lines."""
 
-    def __init__(self, table_ND: Vectors) -> None:
+    def __init__(self, table_ND: Vectors, *, scorer: Scorer = "max") -> None:
         self._table_ND = table_ND
+        self._scorer: Scorer = scorer
 
     def score_all(self, queries_BQD: Vectors) -> Vectors:
-        """Return every item's score for each user `[B, N]`: the largest inner product with one of its queries."""
+        """Return every item's score for each user `[B, N]`."""
         num_users, num_queries, dim = queries_BQD.shape
         products = queries_BQD.reshape(-1, dim) @ self._table_ND.T
-        scores_BN: Vectors = products.reshape(num_users, num_queries, -1).max(axis=1)
-        return scores_BN
+        return over_queries(products.reshape(num_users, num_queries, -1), axis=1, scorer=self._scorer)
 
     def search(self, queries_BQD: Vectors, *, k: int, allowed_N: Mask | None = None) -> tuple[Vectors, Rows]:
         """Return the k best allowed rows of each user, best first, of equal ones the smaller row first `[B, k]`.

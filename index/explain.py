@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from api_schemas.manifest import ExplanationMethod
+from api_schemas.manifest import ExplanationMethod, Scorer
+from index.ranking import over_queries
 from index.shapley import shapley_values
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class ExplanationArrays:
     contributions_KM: Vectors
     """The score by modality: of the candidate, or for `shapley` of the history."""
     residual_K: Vectors
-    """Score minus contributions: rounding for `decomposition`, the score of an empty history for `shapley`."""
+    """Score minus contributions: the score of an empty history for `shapley`. For `decomposition` rounding, or where
+    the scorer is a log-sum-exp the entropy of the queries' weights."""
     additive: bool
     """Contributions and residual are a split of the score that the method defines, not one by subtraction."""
 
@@ -157,7 +159,7 @@ def _by_gradient(
         grid_KLM=grid_KLM,
         contributions_KM=contributions_KM,
         residual_K=scores_K - contributions_KM.sum(axis=1),
-        additive=method == "decomposition",
+        additive=method == "decomposition" and bundle.manifest.scorer == "max",
     )
 
 
@@ -167,11 +169,14 @@ def _by_occlusion(bundle: "Bundle", history: _History, states_KMS: Vectors, pres
     rows_JLH = _rows_with(bundle, history, np.concatenate([np.ones_like(without_MM[:1]), without_MM]))
     variants = _Occluded(history, rows_JLH)
     queries_VQD = bundle.encode_users(variants.rows_VPH, variants.mask_VP)
-    scores_VK = _scores(queries_VQD, candidates_KD)
+    scorer = bundle.manifest.scorer
+    scores_VK = _scores(queries_VQD, candidates_KD, scorer)
     scores_K = scores_VK[0]
     interest_MK, history_LK, grid_LMK = variants.parts(scores_K - scores_VK)
     without_MKD = [bundle.encode_states(states_KMS, presence_KM & allowed_M).candidates for allowed_M in without_MM]
-    contributions_KM = np.stack([scores_K - _scores(queries_VQD[:1], one_KD)[0] for one_KD in without_MKD], axis=1)
+    contributions_KM = np.stack(
+        [scores_K - _scores(queries_VQD[:1], one_KD, scorer)[0] for one_KD in without_MKD], axis=1
+    )
     return ExplanationArrays(
         scores_K=scores_K,
         interest_KM=interest_MK.T,
@@ -198,7 +203,7 @@ def _by_shapley(bundle: "Bundle", history: _History, states_KMS: Vectors, presen
         allowed_VM[:, players] = coalitions_VC
         rows_VPH, mask_VP = _padded(_rows_with(bundle, history, allowed_VM), history.length)
         mask_VP[:, : history.num_items] &= (history.presence_LM & allowed_VM[:, None]).any(axis=2)
-        return _scores(bundle.encode_users(rows_VPH, mask_VP), candidates_KD)
+        return _scores(bundle.encode_users(rows_VPH, mask_VP), candidates_KD, bundle.manifest.scorer)
 
     values_KC, _ = shapley_values(worth, num_players=len(players))
     values_KM = np.zeros(presence_KM.shape, dtype=np.float32)
@@ -256,7 +261,6 @@ def _rows_with(bundle: "Bundle", history: _History, allowed_JM: Mask) -> Vectors
     return rows_XH.reshape(len(allowed_JM), history.num_items, rows_XH.shape[1])
 
 
-def _scores(queries_VQD: Vectors, candidates_KD: Vectors) -> Vectors:
-    """Return `[V, K]`: the largest inner product over the queries."""
-    scores_VK: Vectors = (queries_VQD @ candidates_KD.T).max(axis=1)
-    return scores_VK
+def _scores(queries_VQD: Vectors, candidates_KD: Vectors, scorer: Scorer) -> Vectors:
+    """Return `[V, K]`."""
+    return over_queries(queries_VQD @ candidates_KD.T, axis=1, scorer=scorer)

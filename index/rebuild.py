@@ -131,6 +131,7 @@ def _manifest(
         history_dim=bundle.history_dim,
         state_dim=bundle.state_dim,
         history_is_candidate=bundle.history_is_candidate,
+        scorer=bundle.scorer,
         modalities=bundle.modalities,
         parts=bundle.parts,
         factory=factory,

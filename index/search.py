@@ -1,9 +1,8 @@
-"""The index kinds behind one protocol, and what makes their answers the same: exact scores, merged, each row once.
+"""The index kinds behind one protocol; `index.find` makes their answers the same.
 
 `FlatIndex` searches straight over the memory-mapped candidate table, so an exact snapshot stores its vectors once; in
 larger catalogues `index.scan` finds the same rows with less work. `FaissIndex` runs any index that factory strings
-describe. `find_best` scores what they find exactly, so scores are
-inner products in float32 whatever the kind; only which rows are found depends on it.
+describe.
 
 Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k` results.
 """
@@ -17,14 +16,10 @@ import numpy as np
 from api_schemas.manifest import SearchSettings
 from index.artefacts import ArtefactError
 from index.features import Rows, Vectors
-from index.ranking import best_first, score_rows
 from index.selection import Selection
 
 _untyped: Any = faiss
 """For what FAISS's own type stubs leave out: graph parameters and the fields of all parameters."""
-
-FEW_ROWS = 2_048
-"""Up to so many allowed rows are scored one by one: cheaper than any search, and exact."""
 
 GEMM_FROM_QUERIES = 3
 """From so many queries on, FAISS multiplies matrices instead of scanning for each query: 16 users then cost a quarter.
@@ -144,52 +139,3 @@ class FaissIndex:
             parameters = _untyped.SearchParametersPreTransform(index_params=parameters)
         scores_Bk, rows_Bk = self._index.search(queries_BD, k, params=parameters)
         return scores_Bk, rows_Bk
-
-
-def find_best(
-    index: VectorIndex,
-    table_ND: Vectors,
-    queries_BQD: Vectors,
-    *,
-    k: int,
-    refine: int,
-    allowed: Selection | None,
-    fallback: VectorIndex | None,
-) -> tuple[Vectors, Rows]:
-    """Return the k best allowed rows of each user by the largest score over its queries, as scores and rows `[B, k]`.
-
-    Scores are exact. A row appears once; -1 with score -inf fills up when fewer than k rows are allowed, and only
-    then: where an approximate index finds too few, `fallback` searches exactly. Without one, what is found has to do.
-    """
-    num_items = table_ND.shape[0]
-    num_users, num_queries, dim = queries_BQD.shape
-    scores_Bk = np.full((num_users, k), -np.inf, dtype=np.float32)
-    rows_Bk = np.full((num_users, k), -1, dtype=np.int64)
-    limit = min(k, num_items if allowed is None else allowed.count)
-    if limit == 0 or num_users == 0:
-        return scores_Bk, rows_Bk
-    queries_BD = np.ascontiguousarray(queries_BQD, dtype=np.float32).reshape(-1, dim)
-    if allowed is not None and allowed.count <= FEW_ROWS:
-        found_BR = np.broadcast_to(allowed.rows, (num_users, allowed.count))
-    elif index.exact:
-        found_scores, found = index.search(queries_BD, k=limit, allowed=allowed)
-        if num_queries == 1:
-            scores_Bk[:, :limit], rows_Bk[:, :limit] = found_scores, found
-            return scores_Bk, rows_Bk
-        found_BR = found.reshape(num_users, -1)
-    else:
-        _, found = index.search(queries_BD, k=min(num_items, limit * refine), allowed=allowed)
-        found_BR = found.reshape(num_users, -1)
-    for user in range(num_users):
-        rows = found_BR[user]
-        if rows[-1] < 0:  # an index fills up with -1 at the end
-            rows = rows[rows >= 0]
-        if num_queries > 1:
-            rows = np.unique(rows[rows >= 0])
-        if rows.size < limit and fallback is not None:
-            _, found = fallback.search(queries_BD[user * num_queries :][:num_queries], k=limit, allowed=allowed)
-            rows = np.unique(found)
-        scores = score_rows(table_ND, queries_BQD[user], rows)
-        best = best_first(scores, rows, k=limit)
-        scores_Bk[user, : best.size], rows_Bk[user, : best.size] = scores[best], rows[best]
-    return scores_Bk, rows_Bk

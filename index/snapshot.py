@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from api_schemas.manifest import SnapshotManifest
 from index.features import Mask, Rows, Vectors
+from index.find import find_best
 from index.ids import IdTable
 from index.items import ItemTable, Metadata
 from index.postings import AttributeValue, Postings
 from index.ranking import best_first, score_rows
 from index.scan import ScanIndex
-from index.search import FaissIndex, FlatIndex, VectorIndex, find_best
+from index.search import FaissIndex, FlatIndex, VectorIndex
 from index.selection import Selection
 from index.tables import Table
 
@@ -185,8 +186,9 @@ class IndexSnapshot:
     def search(self, queries_BQD: Vectors, *, k: int, allowed: Selection | Mask | None = None) -> tuple[Vectors, Rows]:
         """Return the k best allowed rows of each user, best first, as scores and rows `[B, k]`.
 
-        An item's score is the largest of its inner products with the user's queries, in float32, whatever the index
-        kind. A row appears once. -1 with score -inf fills up when fewer than k rows are allowed, and only then.
+        An item's score is made of its inner products with the user's queries as the manifest's `scorer` says, in
+        float32, whatever the index kind. A row appears once. -1 with score -inf fills up when fewer than k rows are
+        allowed, and only then.
 
         Raises:
             ValueError: The queries are not `[B, Q, D]` or not finite, k is below 1, or the mask has another length.
@@ -214,11 +216,12 @@ class IndexSnapshot:
             refine=self.manifest.search.refine,
             allowed=allowed,
             fallback=fallback,
+            scorer=self.manifest.scorer,
         )
 
     def score(self, queries_QD: Vectors, rows: Sequence[int] | Rows) -> Vectors:
-        """Return one user's score of each row `[n]`: the largest inner product with one of its queries."""
-        return score_rows(self._candidates_ND, queries_QD, _checked(rows))
+        """Return one user's score of each row `[n]`, as `search` gives it."""
+        return score_rows(self._candidates_ND, queries_QD, _checked(rows), scorer=self.manifest.scorer)
 
     def similar(
         self, row: int, *, k: int, part: str | None = None, allowed: Selection | Mask | None = None

@@ -48,6 +48,7 @@ class Reference:
     gains: np.ndarray  # [Q, D]
     default: np.ndarray  # [D]
     history_is_candidate: bool
+    scorer: str = "max"
 
     @property
     def dim(self) -> int:
@@ -69,6 +70,9 @@ class Reference:
         user_BD = np.where(mask_BL.any(axis=1, keepdims=True), user_BD, self.default)
         return (user_BD[:, None, :] * self.gains).astype(np.float32)
 
+    def score(self, products_BQK: np.ndarray) -> np.ndarray:
+        return products_BQK.max(axis=1) if self.scorer == "max" else np.logaddexp.reduce(products_BQK, axis=1)
+
     def encode_states(self, states, presence) -> dict[str, np.ndarray]:
         candidate_BD = mean(states, presence)
         ones = np.ones((len(states), self.history_dim - self.dim), np.float32)
@@ -79,8 +83,10 @@ class Reference:
         user_BD = np.where(mask.any(axis=1, keepdims=True), mean(items_BLD, mask), self.default)
         queries_BQD = user_BD[:, None, :] * self.gains
         candidate_KD = mean(candidate_states, candidate_presence)
-        scores_BQK = queries_BQD @ candidate_KD.T
-        gain_BKD = self.gains[scores_BQK.argmax(axis=1)]
+        products_BQK = queries_BQD @ candidate_KD.T
+        gain_BKD = self.gains[products_BQK.argmax(axis=1)]
+        if self.scorer == "logsumexp":
+            gain_BKD = np.einsum("bqk,qd->bkd", np.exp(products_BQK - self.score(products_BQK)[:, None]), self.gains)
         gradient_BKD = candidate_KD * gain_BKD
         slope_BK = gradient_BKD.mean(axis=2)
         weight_BL = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
@@ -88,7 +94,7 @@ class Reference:
         share_KM = candidate_presence / np.maximum(candidate_presence.sum(axis=1, keepdims=True), 1)
         user_BKD = user_BD[:, None] * gain_BKD
         outputs = {
-            "scores": scores_BQK.max(axis=1),
+            "scores": self.score(products_BQK),
             "item_interest": weight_BL[:, None] * slope_BK[..., None],
             "modality_interest": weight_BLM[:, None] * slope_BK[..., None, None],
             "item_grad_x_input": weight_BL[:, None] * np.einsum("bld,bkd->bkl", items_BLD, gradient_BKD),
@@ -111,6 +117,7 @@ def reference(
     dim: int = 16,
     num_queries: int = 1,
     history_is_candidate: bool = True,
+    scorer: str = "max",
     seed: int = 0,
 ) -> Reference:
     """Draw the model's constants."""
@@ -124,6 +131,7 @@ def reference(
         gains=gains.astype(np.float32),
         default=(0.1 * rng.standard_normal(dim)).astype(np.float32),
         history_is_candidate=history_is_candidate,
+        scorer=scorer,
     )
 
 
@@ -135,6 +143,7 @@ def make_bundle(
     history_length: int = 20,
     num_queries: int = 1,
     history_is_candidate: bool = True,
+    scorer: str = "max",
     seed: int = 0,
     family: str = "toy",
 ) -> str:
@@ -142,7 +151,12 @@ def make_bundle(
     data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     modalities = [Modality(name=one.name, dim=one.dim) for one in data.manifest.modalities]
     model = reference(
-        modalities, dim=dim, num_queries=num_queries, history_is_candidate=history_is_candidate, seed=seed
+        modalities,
+        dim=dim,
+        num_queries=num_queries,
+        history_is_candidate=history_is_candidate,
+        scorer=scorer,
+        seed=seed,
     )
     graphs = {
         "item_encoder": _item_encoder(model),
@@ -175,6 +189,7 @@ def make_bundle(
             history_length=history_length,
             num_queries=num_queries,
             history_is_candidate=history_is_candidate,
+            scorer=scorer,
             graphs=specs,
             golden_atol=1e-5,
             explanation_methods=list(methods),
@@ -398,8 +413,14 @@ def _explainer(model: Reference, length: int) -> onnx.ModelProto:
     g.queries(model, items, "mask", "queries")
     candidate = g.mean("candidate_states", "candidate_presence", axis=1)
     by_query = g("Einsum", "queries", candidate, equation="bqd,kd->bqk")
-    g("ReduceMax", by_query, [1], keepdims=0, output="scores")
-    gain = g("Gather", model.gains, g("ArgMax", by_query, axis=1, keepdims=0), axis=0)
+    if model.scorer == "max":
+        g("ReduceMax", by_query, [1], keepdims=0, output="scores")
+        weights = _best(g, by_query)
+        gain = g("Gather", model.gains, g("ArgMax", by_query, axis=1, keepdims=0), axis=0)
+    else:
+        g("ReduceLogSumExp", by_query, [1], keepdims=0, output="scores")
+        weights = g("Softmax", by_query, axis=1)
+        gain = g("Einsum", weights, model.gains, equation="bqk,qd->bkd")
     gradient = g("Mul", g("Unsqueeze", candidate, [0]), gain)
     slope = g("ReduceMean", gradient, [2], keepdims=1)
 
@@ -417,7 +438,7 @@ def _explainer(model: Reference, length: int) -> onnx.ModelProto:
 
     own = g("Cast", "candidate_presence", to=TensorProto.FLOAT)
     share_KM = g("Div", own, g("Max", g("ReduceSum", own, [1], keepdims=1), np.float32(1)))
-    read_out = g("Einsum", "queries", _best(g, by_query), equation="bqd,bqk->bkd")
+    read_out = g("Einsum", "queries", weights, equation="bqd,bqk->bkd")
     g("Mul", share_KM, g("Einsum", "candidate_states", read_out, equation="kmd,bkd->bkm"), output="contributions")
     shapes = {
         "scores": ["batch", "candidates"],

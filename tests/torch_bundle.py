@@ -18,7 +18,8 @@ class TorchBundle:
             modalities=list(model.modalities),
             part_names=model.part_names,
             warm=None,
-            history_is_candidate=True,
+            history_is_candidate=model.history_is_candidate,
+            scorer=model.scorer,
         )
 
     def encode_items(self, inputs):

@@ -1,6 +1,7 @@
 """Ranking the whole catalogue for held-out users, in pieces of bounded memory.
 
-Legend: `B` users, `N` items, `Q` queries, `D` width, `L` history length, `K` length of the ranked list.
+Legend: `B` users, `N` items, `Q` queries, `D` width, `H` history row, `L` history length, `K` length of the ranked
+list.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from index.features import pad_history
 from index.metrics import METRICS, per_user
 from training.data.catalogue import Catalogue
 from training.data.split import HeldOut, Seen
-from training.models import ServableModel
+from training.models import ServableModel, over_queries
 
 _SCORES_AT_ONCE = 1 << 24
 """Scores of one piece: 64 MB."""
@@ -54,14 +55,16 @@ def judge_model(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        items_ND = torch.cat([model.encode_items(*inputs) for inputs in catalogue.chunks()])
+        items_ND = rows_NH = torch.cat([model.encode_items(*inputs) for inputs in catalogue.chunks()])
+        if not model.history_is_candidate:
+            rows_NH = torch.cat([model.encode_history(*inputs) for inputs in catalogue.chunks()])
 
         def score(piece: slice) -> Tensor:
             rows_BL, mask_BL = (
                 torch.from_numpy(a).to(device) for a in pad_histories(users, piece, length=model.history_length)
             )
-            query_BQD = model.encode_users(items_ND[rows_BL], mask_BL)
-            return (query_BQD @ items_ND.T).amax(dim=1)
+            query_BQD = model.encode_users(rows_NH[rows_BL], mask_BL)
+            return over_queries(query_BQD @ items_ND.T, dim=1, scorer=model.scorer)
 
         judged = judge_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
     model.train(was_training)

@@ -3,7 +3,7 @@
 What the graphs compute is in `training.export_graphs`; how a bundle is put together is in `training.publish`.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
-state width, `D` vector width, `Q` queries, `K` candidates.
+state width, `D` vector width, `H` history row, `Q` queries, `K` candidates.
 """
 
 import copy
@@ -101,7 +101,7 @@ def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
             name="user_encoder",
             module=UserEncoder(frozen),
             inputs={
-                "history": torch.zeros(batch, length, model.dim),
+                "history": torch.zeros(batch, length, model.history_dim),
                 "mask": torch.ones(batch, length, dtype=torch.bool),
             },
             outputs=USER_OUTPUTS,
@@ -140,6 +140,7 @@ def _example_sizes(model: ServableModel) -> tuple[int, int]:
         len(model.part_names),
         model.state_dim,
         model.dim,
+        model.history_dim,
         model.num_queries,
     }
     fixed |= {modality.dim for modality in model.modalities}

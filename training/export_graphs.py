@@ -4,7 +4,7 @@ Every graph guards itself: whatever lies in an absent part or in padding (NaN in
 without any part is no item. Eval mode, float32, free batch, fixed history length and parts.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
-state width, `D` vector width, `Q` queries, `K` candidates, `J` = 2P directions.
+state width, `D` vector width, `H` history row, `Q` queries, `K` candidates, `J` = 2P directions.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from training.models import ServableModel
+from training.models import ServableModel, over_queries
 
 
 class ItemEncoder(nn.Module):
@@ -24,15 +24,14 @@ class ItemEncoder(nn.Module):
         self.model = model
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return candidate `[B, D]`, history `[B, D]`, states `[B, P, S]`.
+        """Return candidate `[B, D]`, history `[B, H]`, states `[B, P, S]`.
 
         Inputs are M raw tensors `[B, D_m]`, then presence `[B, M]`.
         """
         *raw, presence_BM = inputs
         features = [_kept(raw_BD, presence_BM[:, m, None]) for m, raw_BD in enumerate(raw)]
         states_BPS = self.model.project(features, presence_BM)
-        items_BD = _items(self.model, states_BPS, self.model.part_presence(presence_BM))
-        return items_BD, items_BD.clone(), states_BPS
+        return *_encoded(self.model, states_BPS, self.model.part_presence(presence_BM)), states_BPS
 
 
 class StateEncoder(nn.Module):
@@ -46,10 +45,8 @@ class StateEncoder(nn.Module):
         self.model = model
 
     def forward(self, states_BPS: Tensor, presence_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Return candidate `[B, D]` and history `[B, D]`."""
-        states_BPS = _kept(states_BPS, presence_BP[..., None])
-        items_BD = _items(self.model, states_BPS, presence_BP)
-        return items_BD, items_BD.clone()
+        """Return candidate `[B, D]` and history `[B, H]`."""
+        return _encoded(self.model, _kept(states_BPS, presence_BP[..., None]), presence_BP)
 
 
 class UserEncoder(nn.Module):
@@ -59,10 +56,10 @@ class UserEncoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, history_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, history_BLH: Tensor, mask_BL: Tensor) -> Tensor:
         """Return queries `[B, Q, D]`. A history row of zeros is an item without any part, hence no item."""
-        history_BLD = _kept(history_BLD, mask_BL[..., None])
-        queries_BQD: Tensor = self.model.encode_users(history_BLD, mask_BL & (history_BLD != 0).any(dim=-1))
+        history_BLH = _kept(history_BLH, mask_BL[..., None])
+        queries_BQD: Tensor = self.model.encode_users(history_BLH, mask_BL & (history_BLH != 0).any(dim=-1))
         return queries_BQD
 
 
@@ -97,46 +94,53 @@ class ExplainerGraph(nn.Module, ABC):
 class Explainer(ExplainerGraph):
     """Demure's interest scores (its Eq. 7 and 8), gradient x input, and the exact split of the candidate's side.
 
-    psi = max_q u_q . v is the score before any softmax, and the candidate's vector is a constant. The gradient at an
-    item vector is taken once per candidate. The gradient at a state follows by the chain rule, and of it only
-    two numbers per state are asked for, its mean and its product with the state. Both are directional derivatives of
-    the item's vector and know nothing of the candidate, so 2P directions per history replace one backward pass through
-    all states per candidate (20 candidates, L = 50, M = 4: half the time).
+    psi is the score before any softmax, max_q u_q . v or log sum_q exp(u_q . v), and the candidate's vector is a
+    constant. The gradient at a history row is taken once per candidate. The gradient at a state follows by the chain
+    rule, and of it only two numbers per state are asked for, its mean and its product with the state. Both are
+    directional derivatives of the history row and know nothing of the candidate, so 2P directions per history replace
+    one backward pass through all states per candidate (20 candidates, L = 50, M = 4: half the time).
     """
 
     def explained(
         self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the seven outputs of states that are zero where nothing is."""
-        real_BL = presence_BLP.any(dim=-1)
-        items_BLD = _items(self.model, states_BLPS, presence_BLP)
+        rows_BLH = _rows(self.model, states_BLPS, presence_BLP)
+        # An item with a part has a vector, but its row may be nothing: say that of an item without any neighbour.
+        real_BL = presence_BLP.any(dim=-1) if self.model.history_is_candidate else (rows_BLH != 0).any(dim=-1)
         candidate_KD = _items(self.model, candidate_states_KPS, candidate_presence_KP)
-        queries_BQD, pull_back = vjp(lambda items: self.model.encode_users(items, real_BL), items_BLD)[:2]
-        scores_BQK = queries_BQD @ candidate_KD.T
-        # One forward pass, and a backward pass for each candidate: d psi / d u_q is v for the best query, else zero.
-        is_best_BQK = (scores_BQK == scores_BQK.amax(dim=1, keepdim=True)).to(scores_BQK.dtype)
-        is_best_BQK = is_best_BQK / is_best_BQK.sum(dim=1, keepdim=True)
-        cotangent_KBQD = torch.einsum("bqk,kd->kbqd", is_best_BQK, candidate_KD)
-        gradient_KBLD = vmap(lambda cotangent: pull_back(cotangent)[0])(cotangent_KBQD)
-        gradient_BKLD = _kept(gradient_KBLD.transpose(0, 1), real_BL[:, None, :, None])
-        directions_JBLD = self._directions(items_BLD, states_BLPS, presence_BLP)
-        derivatives_BKLJ = torch.einsum("bkld,jbld->bklj", gradient_BKLD, directions_JBLD)
+        queries_BQD, pull_back = vjp(lambda rows: self.model.encode_users(rows, real_BL), rows_BLH)[:2]
+        products_BQK = queries_BQD @ candidate_KD.T
+        weight_BQK = self._weights(products_BQK)
+        # One forward pass, and a backward pass for each candidate: d psi / d u_q is the query's weight times v.
+        cotangent_KBQD = torch.einsum("bqk,kd->kbqd", weight_BQK, candidate_KD)
+        gradient_KBLH = vmap(lambda cotangent: pull_back(cotangent)[0])(cotangent_KBQD)
+        gradient_BKLH = _kept(gradient_KBLH.transpose(0, 1), real_BL[:, None, :, None])
+        directions_JBLH = self._directions(rows_BLH, states_BLPS, presence_BLP)
+        derivatives_BKLJ = torch.einsum("bklh,jblh->bklj", gradient_BKLH, directions_JBLH)
         derivatives_BKLJ = _kept(derivatives_BKLJ, torch.cat([presence_BLP, presence_BLP], dim=-1)[:, None])
         num_parts = states_BLPS.shape[2]
 
         parts_KPD = _parts(self.model, candidate_states_KPS, candidate_presence_KP)
         return (
-            scores_BQK.amax(dim=1),
-            gradient_BKLD.mean(dim=-1),
+            over_queries(products_BQK, dim=1, scorer=self.model.scorer),
+            gradient_BKLH.mean(dim=-1),
             derivatives_BKLJ[..., :num_parts],
-            (gradient_BKLD * items_BLD[:, None]).sum(dim=-1),
+            (gradient_BKLH * rows_BLH[:, None]).sum(dim=-1),
             derivatives_BKLJ[..., num_parts:],
-            torch.einsum("bqk,bqd,kpd->bkp", is_best_BQK, queries_BQD, parts_KPD),
+            torch.einsum("bqk,bqd,kpd->bkp", weight_BQK, queries_BQD, parts_KPD),
             queries_BQD,
         )
 
-    def _directions(self, items_BLD: Tensor, states_BLPS: Tensor, presence_BLP: Tensor) -> Tensor:
-        """Return how item vectors move `[J, B, L, D]` along the mean of each state, then along each state itself.
+    def _weights(self, products_BQK: Tensor) -> Tensor:
+        """Return d psi / d (u_q . v): 1 for the best query, or the softmax over queries."""
+        if self.model.scorer == "logsumexp":
+            return torch.softmax(products_BQK, dim=1)
+        is_best_BQK = (products_BQK == products_BQK.amax(dim=1, keepdim=True)).to(products_BQK.dtype)
+        return is_best_BQK / is_best_BQK.sum(dim=1, keepdim=True)
+
+    def _directions(self, rows_BLH: Tensor, states_BLPS: Tensor, presence_BLP: Tensor) -> Tensor:
+        """Return how history rows move `[J, B, L, H]` along the mean of each state, then along each state itself.
 
         A derivative along a direction is the transpose of the backward pass, that is, its own backward pass:
         forward-mode differentiation would fix the batch when traced (torch 2.13).
@@ -145,44 +149,46 @@ class Explainer(ExplainerGraph):
         one_PP1 = torch.eye(num_parts, dtype=states_BLPS.dtype)[:, None, None, :, None]
         tangents_JBLPS = torch.cat([torch.ones_like(states_BLPS) / state_dim * one_PP1, states_BLPS * one_PP1])
 
-        def pull_back(cotangent_BLD: Tensor) -> Tensor:
-            backward = vjp(lambda states: _items(self.model, states, presence_BLP), states_BLPS)[1]
-            pulled_BLPS: Tensor = backward(cotangent_BLD)[0]
+        def pull_back(cotangent_BLH: Tensor) -> Tensor:
+            backward = vjp(lambda states: _rows(self.model, states, presence_BLP), states_BLPS)[1]
+            pulled_BLPS: Tensor = backward(cotangent_BLH)[0]
             return pulled_BLPS
 
-        push_forward = vjp(pull_back, torch.zeros_like(items_BLD))[1]
-        moved_JBLD: Tensor = vmap(lambda tangent: push_forward(tangent)[0])(tangents_JBLPS)
-        return moved_JBLD
+        push_forward = vjp(pull_back, torch.zeros_like(rows_BLH))[1]
+        moved_JBLH: Tensor = vmap(lambda tangent: push_forward(tangent)[0])(tangents_JBLPS)
+        return moved_JBLH
 
 
 class AffineExplainer(ExplainerGraph):
-    """What `Explainer` gives, for a model whose users are an affine map of the mean of their history.
+    """What `Explainer` gives, for a model whose users are an affine map of the weighted sum of their history.
 
-    The gradient of psi at each of n past items is A v / n, whatever the history: nothing has to be differentiated.
+    The gradient of psi at a past item is w_l A v, whatever the others are: nothing has to be differentiated. As the row
+    is linear in the states, so is its derivative along the mean of a state: the row of a state of ones over S.
     """
 
     def explained(
         self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the seven outputs of states that are zero where nothing is."""
-        map_DD = self.model.user_map
-        assert map_DD is not None, "graphs_of takes this explainer for models with a map only"
-        items_BLD = _items(self.model, states_BLPS, presence_BLP)
-        real_BL = (items_BLD != 0).any(dim=-1)  # as `UserEncoder` has it
+        map_HD = self.model.user_map
+        assert map_HD is not None, "graphs_of takes this explainer for models with a map only"
+        rows_BLH = _rows(self.model, states_BLPS, presence_BLP)
+        real_BL = (rows_BLH != 0).any(dim=-1)  # as `UserEncoder` has it
         parts_KPD = _parts(self.model, candidate_states_KPS, candidate_presence_KP)
         candidate_KD = parts_KPD.sum(dim=1)
-        queries_BQD = self.model.encode_users(items_BLD, real_BL)
-        weight_BL = real_BL / real_BL.sum(dim=-1, keepdim=True).clamp_min(1)
-        pulled_KD = candidate_KD @ map_DD.T
-        interest_BKL = weight_BL[:, None, :] * pulled_KD.mean(dim=-1)[None, :, None]
+        queries_BQD = self.model.encode_users(rows_BLH, real_BL)
+        weight_BL = self.model.history_weights(real_BL)
+        pulled_KH = candidate_KD @ map_HD.T
         weight_BLP = weight_BL[..., None] * presence_BLP
-        parts_BLPD = _parts(self.model, states_BLPS, presence_BLP)
+        parts_BLPH = _kept(self.model.history_parts(states_BLPS, presence_BLP), presence_BLP[..., None])
+        ones_PS = torch.ones_like(candidate_states_KPS[0]) / candidate_states_KPS.shape[-1]
+        moved_PH = self.model.history_parts(ones_PS, torch.ones_like(candidate_presence_KP[0]))
         return (
             (queries_BQD @ candidate_KD.T).amax(dim=1),
-            interest_BKL,
-            interest_BKL[..., None] * presence_BLP[:, None],
-            torch.einsum("bl,bld,kd->bkl", weight_BL, items_BLD, pulled_KD),
-            torch.einsum("blp,blpd,kd->bklp", weight_BLP, parts_BLPD, pulled_KD),
+            weight_BL[:, None, :] * pulled_KH.mean(dim=-1)[None, :, None],
+            weight_BLP[:, None] * (pulled_KH @ moved_PH.T)[None, :, None],
+            torch.einsum("bl,blh,kh->bkl", weight_BL, rows_BLH, pulled_KH),
+            torch.einsum("blp,blph,kh->bklp", weight_BLP, parts_BLPH, pulled_KH),
             torch.einsum("bqd,kpd->bkp", queries_BQD, parts_KPD),
             queries_BQD,
         )
@@ -193,8 +199,18 @@ def _kept(values: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep, values, torch.zeros((), dtype=values.dtype))
 
 
+def _encoded(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return candidate and history row; where they are one, it is computed once."""
+    items_D = _items(model, states_PS, presence_P)
+    return items_D, items_D.clone() if model.history_is_candidate else _rows(model, states_PS, presence_P)
+
+
 def _items(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor:
     return _kept(model.fuse(states_PS, presence_P), presence_P.any(dim=-1, keepdim=True))
+
+
+def _rows(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+    return _kept(model.history_rows(states_PS, presence_P), presence_P.any(dim=-1, keepdim=True))
 
 
 def _parts(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor:

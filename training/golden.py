@@ -4,7 +4,7 @@ They are replayed whenever the bundle is loaded, so a graph, a runtime or a mach
 found before it serves. Values are written to `golden.npz` as `<graph>/in/<tensor>` and `<graph>/out/<tensor>`.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
-state width, `D` vector width, `K` candidates.
+state width, `D` vector width, `H` history row, `K` candidates.
 """
 
 from collections.abc import Mapping
@@ -74,8 +74,8 @@ def golden_inputs(
     lengths_B = np.array([0, 1, length, (length + 1) // 2])
     rows_BL = np.stack([rng.permutation(pool_size)[:length] for _ in lengths_B])
     mask_BL = np.arange(length) < lengths_B[:, None]
-    history_BLD = pool["history"][rows_BL]
-    history_BLD[-1, 0] = 0.0  # an item without any modality
+    history_BLH = pool["history"][rows_BL]
+    history_BLH[-1, 0] = 0.0  # an item without any modality
     presence_BLP = np.ones((*mask_BL.shape, num_parts), dtype=np.bool_)
     for column in range(num_parts):
         presence_BLP[-1, column % length, column] = False
@@ -83,7 +83,7 @@ def golden_inputs(
     return {
         "item_encoder": encoded,
         "state_encoder": {"states": states_BPS, "presence": parts_BP},
-        "user_encoder": {"history": history_BLD, "mask": mask_BL},
+        "user_encoder": {"history": history_BLH, "mask": mask_BL},
         "explainer": {
             "states": pool["states"][rows_BL],
             "presence": presence_BLP,

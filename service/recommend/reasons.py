@@ -33,6 +33,13 @@ _METHOD_CAVEATS: Mapping[Method, str] = {
 }
 
 
+_SUMMED_CAVEAT = (
+    "Contributions are those of the user's interests together, each weighted by what it gives this item; the residual"
+    " is what several interests add by agreeing on it."
+)
+"""Of `decomposition` where the score is no single inner product."""
+
+
 def reasons_for(
     method: Method,
     *,
@@ -126,7 +133,7 @@ def caveats_for(
     """
     caveats: list[str] = []
     if additive is not None:
-        caveats.append(_METHOD_CAVEATS[method])
+        caveats.append(_SUMMED_CAVEAT if method == "decomposition" and not additive else _METHOD_CAVEATS[method])
         if method not in COUNTERFACTUAL:
             caveats.append("Associations, not causes.")
         if not additive:

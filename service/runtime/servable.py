@@ -247,6 +247,8 @@ def load_servable(store: ArtifactStore, version: str, *, num_threads: int = 1) -
 def _check_fit(snapshot: SnapshotManifest, bundle: BundleManifest, *, where: str) -> None:
     if snapshot.dim != bundle.dim:
         raise ArtefactError(where, f"dim: {snapshot.dim}, the bundle's vectors have {bundle.dim}")
+    if snapshot.scorer != bundle.scorer:
+        raise ArtefactError(where, f"scorer: {snapshot.scorer}, the bundle's is {bundle.scorer}")
     if snapshot.modalities != bundle.modalities:
         raise ArtefactError(where, "modalities: not those of the bundle")
     if snapshot.part_names != bundle.part_names:

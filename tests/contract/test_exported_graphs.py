@@ -1,6 +1,7 @@
 """The exported graphs compute what the network computes, whatever is missing and however long the history.
 
-One suite for content models and for id-based ones: the service can not tell them apart.
+One suite for content models, for id-based ones and for small ones with rows of their own: the service can not tell
+them apart.
 """
 
 import re
@@ -18,9 +19,11 @@ from index.dataset import Dataset
 from index.explain import METHODS, explain
 from index.features import ModelInputs, from_dataset, pad_vectors
 from index.item_encoder import ItemEncoder
+from index.ranking import over_queries
 from index.store import ArtifactStore
 from tests.factor_runs import FAMILIES, config_of, run
 from tests.id_bundles import without
+from tests.servables import TOYS, toy_model
 from tests.skips import ROOT
 from training.config import RunConfig, parse_config
 from training.evaluate_bundle import judge_bundle, judged_users
@@ -95,15 +98,18 @@ class Exported:
         return found
 
 
-def content_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exported:
+def untrained_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exported:
     """Random weights, far from flat."""
-    config = parse_config(CONFIG % kind)
-    torch.manual_seed(0)
     modalities = [Modality(name=one.name, dim=one.dim) for one in dataset.manifest.modalities]
-    model = config.model.build(FeatureSpec(tuple(modalities)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.6)
+    config = parse_config(CONFIG % ("base" if kind in TOYS else kind))
+    if kind in TOYS:
+        model = toy_model(kind, modalities, dim=DIM, history_length=LENGTH)
+    else:
+        torch.manual_seed(0)
+        model = config.model.build(FeatureSpec(tuple(modalities)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.6)
     few = JudgedUsers([np.arange(8), np.arange(3), np.arange(0)], ["visual", None, "text"])
     metrics = {"valid": {"recall@20": 0.5}}
     return Exported(store, model=model, config=config, dataset=dataset, metrics=metrics, judged=few)
@@ -135,14 +141,14 @@ def export(toy_dataset, tmp_path_factory):
     def exported(kind: str) -> Exported:
         if kind not in made:
             store = ArtifactStore(tmp_path_factory.mktemp(kind))
-            make = id_based_model if kind in FAMILIES else content_model
+            make = id_based_model if kind in FAMILIES else untrained_model
             made[kind] = make(kind, Dataset.open(toy_dataset), store)
         return made[kind]
 
     return exported
 
 
-@pytest.fixture(scope="module", params=[*networks(), *FAMILIES])
+@pytest.fixture(scope="module", params=[*networks(), *FAMILIES, *TOYS])
 def exported(request, export) -> Exported:
     return export(request.param)
 
@@ -193,7 +199,7 @@ def test_items_agree_with_the_model_for_every_set_of_modalities(exported, rng):
 
 def test_users_agree_with_the_model_for_every_length(exported, rng):
     lengths = np.arange(LENGTH + 1)
-    history = rng.normal(size=(len(lengths), LENGTH, exported.model.dim)).astype(np.float32)
+    history = rng.normal(size=(len(lengths), LENGTH, exported.model.history_dim)).astype(np.float32)
     mask = np.arange(LENGTH) < lengths[:, None]
     out = exported.agrees("user_encoder", {"history": history, "mask": mask})
     np.testing.assert_allclose(out["queries"][0], np.atleast_2d(exported.default), atol=1e-7)
@@ -258,7 +264,7 @@ def test_a_history_item_without_any_modality_is_no_item(exported, rng):
     np.testing.assert_allclose(out["scores"], expected["scores"], atol=1e-5)
     assert not out["item_interest"][0, :, 1].any()
 
-    history = rng.normal(size=(1, LENGTH, exported.model.dim)).astype(np.float32)
+    history = rng.normal(size=(1, LENGTH, exported.model.history_dim)).astype(np.float32)
     history[0, 1] = 0.0
     mask, fewer = np.ones((1, LENGTH), dtype=np.bool_), np.ones((1, LENGTH), dtype=np.bool_)
     fewer[0, 1] = False
@@ -289,10 +295,11 @@ def test_a_longer_history_is_cut_to_its_last_items(exported, rng):
     np.testing.assert_array_equal(long.history_KL, np.concatenate([np.zeros((1, 3)), short.history_KL], axis=1))
     np.testing.assert_array_equal(long.grid_KLM[:, 3:], short.grid_KLM)
 
-    rows = exported.bundle.encode_states(states, presence).history
-    padded, mask = pad_vectors(rows, length=LENGTH)
+    items = exported.bundle.encode_states(states, presence)
+    padded, mask = pad_vectors(items.history, length=LENGTH)
     query = exported.bundle.encode_users(padded[None], mask[None])[0]
-    np.testing.assert_allclose(query @ rows[0], long.scores_K[:1], atol=1e-4)
+    score = over_queries(query @ items.candidates[:1].T, axis=0, scorer=exported.model.scorer)
+    np.testing.assert_allclose(score, long.scores_K, rtol=1e-5, atol=1e-4)
 
 
 def test_the_model_is_left_as_it_was(exported):
@@ -314,6 +321,8 @@ def test_the_bundle_says_what_it_is(exported, toy_dataset):
     assert exported.progress[-1][0] == "explanations"
     assert done == total > 0
     exported.bundle.check_golden()
+    for field in ("history_dim", "history_is_candidate", "num_queries", "scorer"):
+        assert getattr(manifest, field) == getattr(exported.model, field)
 
 
 def test_every_file_of_the_bundle_is_documented(exported):
@@ -341,11 +350,10 @@ def test_encoding_through_the_bundle_takes_no_items_too(exported):
         tuple(np.zeros((0, m.dim), np.float32) for m in exported.model.modalities),
         np.zeros((0, exported.num_modalities), np.bool_),
     )
-    width = exported.model.dim
-    assert exported.bundle.encode_items(none).history.shape == (0, width)
+    assert exported.bundle.encode_items(none).history.shape == (0, exported.model.history_dim)
     empty = np.zeros((0, exported.num_parts, exported.model.state_dim), np.float32)
     absent = np.zeros(empty.shape[:2], np.bool_)
-    assert exported.bundle.encode_states(empty, absent).candidates.shape == (0, width)
+    assert exported.bundle.encode_states(empty, absent).candidates.shape == (0, exported.model.dim)
 
 
 def encode(learned: Exported, inputs: ModelInputs, item_ids: list[str]) -> EncodedItems:

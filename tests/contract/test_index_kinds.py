@@ -45,10 +45,15 @@ def random_dataset(tmp_path_factory) -> Path:
     return make_random_dataset(path, num_items=NUM_ITEMS, dims={"visual": 24, "text": 16}, num_users=60)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one-query", "three-queries"])
+@pytest.fixture(
+    scope="module",
+    params=[(1, "max"), (3, "max"), (3, "logsumexp")],
+    ids=["one-query", "three-queries", "three-queries-summed"],
+)
 def store(request, tmp_path_factory, random_dataset) -> tuple[ArtifactStore, str]:
+    num_queries, scorer = request.param
     store = ArtifactStore(tmp_path_factory.mktemp("store"))
-    return store, make_bundle(store, random_dataset, num_queries=request.param)
+    return store, make_bundle(store, random_dataset, num_queries=num_queries, scorer=scorer)
 
 
 @pytest.fixture(scope="module", params=FACTORIES)
@@ -72,7 +77,8 @@ def kind(request, store, random_dataset) -> Kind:
     assert (snapshot.path / "index.faiss").exists() != snapshot.manifest.exact
     bundle = Bundle.open(artefacts.open_bundle(bundle_version)[0])
     queries = sample_queries(bundle, snapshot, [], num=12, seed=5)
-    return Kind(snapshot, queries, ExactIndex(snapshot.candidates(np.arange(NUM_ITEMS))))
+    candidates = snapshot.candidates(np.arange(NUM_ITEMS))
+    return Kind(snapshot, queries, ExactIndex(candidates, scorer=snapshot.manifest.scorer))
 
 
 def masks() -> dict[str, np.ndarray]:
@@ -81,10 +87,12 @@ def masks() -> dict[str, np.ndarray]:
     return {name: rng.random(NUM_ITEMS) < share for name, share in shares.items()}
 
 
-def test_scores_are_the_exact_inner_products(kind):
+def test_scores_are_exact(kind):
     scores, rows = kind.snapshot.search(kind.queries, k=50)
     vectors = kind.snapshot.candidates(rows.ravel()).reshape(*rows.shape, -1)
-    expected = np.einsum("bkd,bqd->bkq", vectors, kind.queries).max(axis=2)
+    products = np.einsum("bkd,bqd->bkq", vectors, kind.queries)
+    summed = kind.snapshot.manifest.scorer == "logsumexp"
+    expected = np.logaddexp.reduce(products, axis=2) if summed else products.max(axis=2)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
 
 

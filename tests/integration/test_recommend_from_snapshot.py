@@ -23,8 +23,8 @@ PAST = (3, 14, 15, 9)
 class Bench:
     """A servable of the linear model, and the model itself."""
 
-    def __init__(self, store: ArtifactStore, data: Dataset, *, num_queries: int, history_is_candidate: bool) -> None:
-        options = {"dim": 12, "num_queries": num_queries, "history_is_candidate": history_is_candidate, "seed": 3}
+    def __init__(self, store: ArtifactStore, data: Dataset, **options) -> None:
+        options = {"dim": 12, "seed": 3, **options}
         version = make_snapshot(store, data, history_length=LENGTH, **options)
         self.servable: LoadedServable = load_servable(store, version)
         self.data = data
@@ -44,17 +44,23 @@ class Bench:
         history = np.zeros((1, LENGTH, self.model.history_dim), dtype=np.float32)
         history[0, : len(rows)] = self.encoded["history"][list(rows)]
         queries = self.model.encode_users(history, np.arange(LENGTH)[None] < len(rows))[0]
-        return (queries @ self.encoded["candidate"].T).max(axis=0)
+        return self.model.score((queries @ self.encoded["candidate"].T)[None])[0]
 
     async def recommend(self, **query):
         return await self.recommender.recommend(Query(**query), deadline=LATER)
 
 
-@pytest.fixture(scope="module", params=[(1, True), (3, False)], ids=["one query", "three queries, own history table"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        {"num_queries": 1},
+        {"num_queries": 3, "history_is_candidate": False},
+        {"num_queries": 3, "scorer": "logsumexp"},
+    ],
+    ids=["one query", "three queries, own history table", "three queries, summed"],
+)
 def bench(request, toy_dataset, tmp_path_factory):
-    num_queries, history_is_candidate = request.param
-    store = ArtifactStore(tmp_path_factory.mktemp("store"))
-    made = Bench(store, Dataset.open(toy_dataset), num_queries=num_queries, history_is_candidate=history_is_candidate)
+    made = Bench(ArtifactStore(tmp_path_factory.mktemp("store")), Dataset.open(toy_dataset), **request.param)
     yield made
     made.servable.release()
     assert made.servable.closed

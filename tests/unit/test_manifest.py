@@ -71,6 +71,13 @@ def test_names_that_do_not_fit_are_refused_by_name(changes, message):
         bundle(**changes)
 
 
+def test_where_users_are_learned_a_state_starts_with_a_part_of_the_vector():
+    known = {"ids": "users/ids.arrow", "queries": "users/queries.npy", "num_users": 7}
+    assert bundle(known_users=known, state_dim=13, history_dim=5, history_is_candidate=False).state_dim == 13
+    with pytest.raises(ValidationError, match="known_users: state_dim is 7 and dim 8, but where users are learned"):
+        bundle(known_users=known, state_dim=7)
+
+
 def test_a_data_set_modality_called_as_a_part_of_the_model_is_refused_with_what_to_do():
     clash = [*MODALITIES, {"name": "id", "dim": 2}]
     with pytest.raises(ValidationError, match="'id' is a part that the model adds, and a modality of the data: rename"):
@@ -133,6 +140,7 @@ def test_a_snapshot_of_before_there_were_parts_is_one_of_modalities_alone():
         "num_encoded": 3,
         "files": [],
     }
-    assert SnapshotManifest.model_validate_json(json.dumps(document)).part_names == ("visual", "text")
+    old = SnapshotManifest.model_validate_json(json.dumps(document))
+    assert (old.part_names, old.scorer) == (("visual", "text"), "max")
     with pytest.raises(ValidationError, match="parts"):
         SnapshotManifest.model_validate(document | {"parts": ["visual", "id"]})

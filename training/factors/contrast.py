@@ -1,6 +1,7 @@
 """In-batch contrast, and SLMRec's self-supervised tasks on its channels.
 
-Legend: `B` anchors or pairs, `V` distinct users, `Y` candidates, `D` width, `C` channels (ids, then modalities), `d` width of a channel.
+Legend: `B` anchors or pairs, `V` distinct users, `Y` candidates, `D` width, `C` channels (ids, then modalities), `d`
+width of a channel.
 """
 
 from collections.abc import Sequence

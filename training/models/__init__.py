@@ -15,7 +15,7 @@ from training.models.graph import GraphInputs, GraphModel, GraphSettings
 from training.models.id_model import IdModel
 from training.models.lightgcn import LightGcnConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
-from training.models.servable import FeatureSpec, ServableModel
+from training.models.servable import FeatureSpec, ServableModel, over_queries
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
 from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
 
@@ -66,4 +66,5 @@ __all__ = [
     "UltraGcnConfig",
     "UltraGcnSettings",
     "VbprConfig",
+    "over_queries",
 ]

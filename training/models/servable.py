@@ -1,7 +1,7 @@
 """What an exported model must be able to do, whether its users are read from content or have vectors of their own.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
-state width, `D` vector width, `Q` queries, `K` candidates.
+state width, `D` vector width, `H` history row, `Q` queries, `K` candidates.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from api_schemas.manifest import Modality
+from api_schemas.manifest import Modality, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,16 @@ class FeatureSpec:
     modalities: tuple[Modality, ...]
 
 
+def over_queries(products: Tensor, *, dim: int, scorer: Scorer) -> Tensor:
+    """Return the scores of inner products that lie, one for each query of a user, along `dim` (`index.ranking` too)."""
+    return products.amax(dim=dim) if scorer == "max" else products.logsumexp(dim=dim)
+
+
 class ServableModel(nn.Module, ABC):
     """Items from parts, users from items. Rows never interact: the gradient of a sum is the gradient of each row.
 
-    The score of a user and an item is the largest of the Q inner products of the user's queries with the item.
+    The score of a user and an item is made of the Q inner products of the user's queries with the item, see
+    `over_queries`.
     """
 
     def __init__(
@@ -36,6 +42,8 @@ class ServableModel(nn.Module, ABC):
         history_length: int,
         num_queries: int,
         extra_parts: Sequence[str] = (),
+        history_dim: int | None = None,
+        scorer: Scorer = "max",
     ) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
@@ -49,6 +57,12 @@ class ServableModel(nn.Module, ABC):
         """L: histories are cut to the last L items."""
         self.num_queries = num_queries
         """Q: queries of one user."""
+        self.scorer: Scorer = scorer
+        """What the Q inner products make together."""
+        self.history_is_candidate = history_dim is None
+        """An item's row in a history is its vector; else `history_rows` and `history_parts` say what it is."""
+        self.history_dim = dim if history_dim is None else history_dim
+        """H: width of an item's row in a history."""
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -66,14 +80,11 @@ class ServableModel(nn.Module, ABC):
 
     @abstractmethod
     def fuse(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
-        """Return item vectors `[..., D]` of states `[..., P, S]` and presence `[..., P]` bool.
-
-        The same vector is the candidate and the item's row in a history.
-        """
+        """Return item vectors `[..., D]` of states `[..., P, S]` and presence `[..., P]` bool."""
 
     @abstractmethod
-    def encode_users(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return queries `[B, Q, D]` of item vectors `[B, L, D]` and mask `[B, L]` bool.
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return queries `[B, Q, D]` of history rows `[B, L, H]` and mask `[B, L]` bool.
 
         Padding may hold anything finite and changes nothing. An empty history gives a default, never NaN. L may differ
         from `history_length`.
@@ -87,14 +98,31 @@ class ServableModel(nn.Module, ABC):
         causal.
         """
 
+    def history_rows(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return what the user encoder reads of items, `[..., H]`: unless the model says otherwise, their vectors."""
+        return self.fuse(states_PS, presence_P)
+
+    def history_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return the history row split by part, `[..., P, H]`: they sum to `history_rows` of the same input."""
+        return self.modality_parts(states_PS, presence_P)
+
     @property
     def user_map(self) -> Tensor | None:
-        """Return A `[D, D]` where a user is the mean of the history's items times A plus a constant; else None.
+        """Return A `[H, D]` where a user is one query, sum_l w_l h_l A plus a constant; else None.
 
-        Gradients with respect to a history are then constants times A, and need no differentiation to be explained.
+        h_l is a history row, which must be linear in its states, and w is `history_weights`. Gradients with respect to
+        a history are then constants times A, and need no differentiation to be explained.
         """
         return None
+
+    def history_weights(self, real_BL: Tensor) -> Tensor:
+        """Return w of `user_map`, `[B, L]`: zero where no item is, else what depends on nothing but where items are."""
+        return real_BL / real_BL.sum(dim=-1, keepdim=True).clamp_min(1)
 
     def encode_items(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return item vectors `[B, D]` of raw vectors."""
         return self.fuse(self.project(features, presence_BM), self.part_presence(presence_BM))
+
+    def encode_history(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return history rows `[B, H]` of raw vectors."""
+        return self.history_rows(self.project(features, presence_BM), self.part_presence(presence_BM))

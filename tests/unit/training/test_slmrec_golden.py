@@ -5,8 +5,8 @@ import torch
 
 from api_schemas.manifest import Modality
 from tests.unit.training.test_propagation import GOLDEN_ITEMS, GOLDEN_PAIRS, GOLDEN_USERS, graph_of
-from training.factors.contrast import agreement, among_batch, comparable, fac, masked_views
 from training.factors import log_sum
+from training.factors.contrast import agreement, among_batch, comparable, fac, masked_views
 from training.factors.encoders import ExactEncoder
 from training.factors.log_sum import log_sum_exp
 from training.models import FeatureSpec, GraphInputs, Slmrec, SlmrecConfig
