@@ -69,8 +69,8 @@ class SlmrecConfig(ChannelSettings):
     )
     correct_popularity: bool = Field(
         False,
-        description="Divide what a negative counts by how often it is expected in a batch (logQ), so that popular items "
-        "are not held down for being in many.",
+        description="Divide what a negative counts by how often it is expected in a batch (logQ): else popular items "
+        "are held down for being in many.",
     )
     uniform_negatives: int = Field(0, ge=0, le=1_000_000, description="Random items that join those of the batch.")
     fac_similarity: Literal["cosine", "dot"] = Field("cosine", description="Of FAC; published code has dot.")
