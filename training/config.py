@@ -190,6 +190,14 @@ class FactorRun(RunConfig):
     serving: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
+    def _exact_fold_in_exists(self) -> Self:
+        if self.serving.fold_in == "exact" and not getattr(self.model, "has_exact_fold_in", False):
+            raise ValueError(
+                f"serving.fold_in = exact is for models that propagate linearly; {self.model.kind} does not"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _masks_are_of_raw_dimensions(self) -> Self:
         if isinstance(self.model, InvrlConfig) and self.conditioning.kind == "whiten":
             raise ValueError("conditioning.kind = whiten would mask directions; invrl masks raw dimensions: raw, scale")

@@ -43,27 +43,27 @@ def choose_fold_in(
 ) -> tuple[FoldInMap, dict[str, float]]:
     """Return the user encoder that the run asks for, and the gate's recall by each kind that was tried.
 
-    What propagation gives exactly, and what is trained, has to find more of the gate's users than what it competes
-    with; else that stays.
+    What is fitted has to find more than what propagation gives exactly, where it gives something, and what is trained
+    more than either.
     """
     kind = config.serving.fold_in
     if kind == "affine" or kind == "mean":  # noqa: PLR1714  # mypy narrows this form alone
         return affine, {}
-    best = affine
-    tried: dict[str, float] = {affine.kind: _gate_recall(affine, tables, gate, config)}
-
-    def compete(other: FoldInMap) -> None:
-        nonlocal best
-        tried[other.kind] = _gate_recall(other, tables, gate, config)
-        best = other if tried[other.kind] > tried[best.kind] else best
-
+    found: dict[str, float] = {}
+    closed = [affine]
     if isinstance(model, GraphModel) and model.history_parts() is not None:
         users = torch.from_numpy(_fitted_users(data, gate))
-        compete(exact_map(model.fold_in_offset(), model.users(users), history_length=config.model.history_length))
+        length = config.model.history_length
+        closed.insert(0, exact_map(model.fold_in_offset(), model.users(users), history_length=length))
+    for one in closed:
+        found[one.kind] = _gate_recall(one, tables, gate, config)
+    best = max(closed, key=lambda one: found[one.kind])  # of equal ones the first
     if kind != "exact":
         start = affine if kind == "attention" else best
-        compete(learn_fold_in(kind, start, data, config, tables, gate=gate))
-    return best, tried
+        learned = learn_fold_in(kind, start, data, config, tables, gate=gate)
+        found[learned.kind] = _gate_recall(learned, tables, gate, config)
+        best = learned if found[learned.kind] > found[best.kind] else best
+    return best, found
 
 
 def _gate_recall(fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> float:

@@ -53,6 +53,9 @@ class GraphInputs:
 class GraphSettings(Settings):
     """What every graph family can be told."""
 
+    has_exact_fold_in: ClassVar[bool] = False
+    """Whether `GraphModel.history_parts` gives rows."""
+
     dim: int = Field(64, ge=1, le=1024, description="Width of the tables of users and items.")
     layers: int = Field(3, ge=1, le=10, description="Steps of propagation.")
     history_length: int = Field(100, ge=1, le=500, description="L: live histories are cut to the last L items.")

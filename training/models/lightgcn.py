@@ -1,6 +1,6 @@
 """LightGCN (He et al. 2020): users and items averaged over their neighbourhoods, layer by layer, and nothing else."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from training.models.graph import GraphInputs, GraphModel, GraphSettings
 class LightGcnConfig(GraphSettings):
     """LightGCN on ids alone: the mean of layers 0 to `layers`."""
 
+    has_exact_fold_in: ClassVar[bool] = True
     kind: Literal["lightgcn"] = "lightgcn"
 
     def build(self, inputs: GraphInputs) -> "LightGcn":

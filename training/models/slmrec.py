@@ -34,6 +34,8 @@ PRECOMPUTED_WIDTH = 512
 class ChannelSettings(ContentGraphSettings):
     """What both families of channels can be told."""
 
+    has_exact_fold_in: ClassVar[bool] = True
+
     fusion: Literal["concat", "mean"] = Field(
         "concat", description="concat: an affine map of the channels side by side. mean: of the channels."
     )

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.blocks.propagation import InteractionGraph, Nodes
+from training.models import FeatureSpec, GraphInputs, LightGcnConfig
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -84,3 +85,18 @@ def test_the_mean_over_layers_is_the_golden_one():
     found = graph_of(GOLDEN_PAIRS, num_users=4, num_items=3).operator(dtype=torch.float64).mean(Nodes(users, items), 2)
     expected = [[0.303212870399, 0.107285522271], [0.0649295689061, 0.455090186151]]
     torch.testing.assert_close(found.users_UD[:2], torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_exact_fold_in_is_a_node_that_joins_while_all_others_stand_still(layers):
+    graph = graph_of(GOLDEN_PAIRS, num_users=4, num_items=3)
+    inputs = GraphInputs(graph, FeatureSpec(()), [], torch.zeros(3, 0, dtype=torch.bool))
+    model = LightGcnConfig(dim=2, layers=layers).build(inputs)
+    history = torch.tensor([0, 2])
+    step = dense(GOLDEN_PAIRS, num_users=4, num_items=3, kind="symmetric").float()
+    nodes, received = torch.cat([model.users_UD, model.ids_IF]), torch.zeros(2)
+    for _ in range(layers):
+        received = received + (nodes[4 + history] / (len(history) * graph.degree_I[history]).sqrt()[:, None]).sum(dim=0)
+        nodes = step @ nodes
+    rows = model.history_parts().sum(dim=1)
+    torch.testing.assert_close(rows[history].sum(dim=0) / len(history) ** 0.5, received / (layers + 1))
