@@ -37,12 +37,14 @@ from training.factors.cold import (
     shift_direction,
 )
 from training.factors.data import FactorData
+from training.factors.encoders import MeanEncoder
 from training.factors.fold_in import ItemTables, fit_affine, implicit_als, pool
 from training.factors.gate import gate_users, rank
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.new_users import fit_fold_in, learn_fold_in
 from training.factors.plan import Plan, imputer_items
 from training.factors.trainer import train_factors
+from training.models import LearnedUsers
 from training.progress import Unwatched
 from training.trainer import run_digest
 
@@ -113,7 +115,9 @@ class Trial:
         catalogue.condition(config.conditioning)
         self.config, self.valid, self.test = config, split.valid, split.test
         self.data = FactorData(train, split.train_users, catalogue, seed=config.seed)
-        self.model = Plan(config, self.data, catalogue.features).final_model(found.carry).requires_grad_(False)
+        model = Plan(config, self.data, catalogue.features).final_model(found.carry).requires_grad_(False)
+        assert isinstance(model, LearnedUsers), "no vector is learned of a user: nothing to compare"
+        self.model = model
         self.items_ID = self.model.items(self.data.content_IR)
         self.users_UD = self.model.users(torch.arange(self.data.num_users))
 
@@ -142,11 +146,12 @@ class Trial:
                 "attention", closed, self.data, self.config, ItemTables(items_ID), gate=judged
             )
             for kind, encoder in encoders.items():
-                queries[kind][rows_B] = encoder.queries(ItemTables(items_ID), judged.histories)
+                queries[kind][rows_B] = encoder.queries(ItemTables(items_ID), judged.histories)[:, 0]
             users = np.setdiff1d(self.data.users, judged.users_B)
             pooled_UD = pool(items_ID, self.data.histories(users), length=length, degree_I=self.data.degree_I)
             target_UD = self.users_UD[torch.from_numpy(users)]
             beta = fit_affine(pooled_UD, target_UD, history_length=length, seed=self.config.seed).encoder
+            assert isinstance(beta, MeanEncoder)
             queries["beta, then map"][rows_B] = queries["beta"][rows_B] @ beta.map_DD + beta.offset_D
         return {kind: self._ranked(queries_BD, items_ID, test) for kind, queries_BD in queries.items()}
 
@@ -177,7 +182,7 @@ class Trial:
             },
         }
         features = torch.split(data.content_IR[held], data.widths, dim=-1)
-        direction_F = shift_direction(model, self.users_UD[torch.from_numpy(data.users)], self.items_ID)
+        direction_F = shift_direction(model, self.users_UD[torch.from_numpy(data.users), None], self.items_ID)
         figures: Figures = {"not new": self._with(self.items_ID[held], held)}
         for name, imputer in imputers.items():
             imputed_HF = imputer(features, data.presence_IM[held])
@@ -195,7 +200,7 @@ class Trial:
         items_ID, users = self.items_ID.clone(), self.data.users[::5]
         items_ID[held] = new_HD
         queries_UD, histories = self.users_UD[torch.from_numpy(users)], self.data.histories(users)
-        exposure = exposure_ratio(queries_UD, items_ID, held, histories)
+        exposure = exposure_ratio(queries_UD[:, None], items_ID, held, histories)
         if exposure_only:
             return {"exposure": exposure}
         is_held_I = np.isin(np.arange(len(items_ID)), held.numpy())
@@ -220,7 +225,7 @@ class Trial:
         }
 
     def _ranked(self, queries_BD: Tensor, items_ID: Tensor, users: HeldOut) -> dict[str, float]:
-        found = rank(queries_BD, items_ID, users, cutoffs=CUTOFFS, seen=self.config.eval.seen)
+        found = rank(queries_BD[:, None], items_ID, users, cutoffs=CUTOFFS, seen=self.config.eval.seen)
         return {name: found[name] for name in ("recall@10", "recall@20", "ndcg@20")}
 
 

@@ -11,6 +11,9 @@ from training.progress import Unwatched
 
 FAMILIES = [family.model_fields["kind"].default for family in get_args(FactorFamily)]
 
+OWN_ENCODERS = ["macridvae"]
+"""Families that learn no users: all are read from their histories, by the encoder that was trained."""
+
 RUN = """
 name = "toy"
 [model]
@@ -34,7 +37,7 @@ QUICK = {"invrl": ["model.iterations=1", "model.partition.rounds=2"], "cb2cf": [
 
 def config_of(kind: str, *overrides: str, split: str = "interactions") -> FactorRun:
     """Return the short run of a family, with these settings changed."""
-    batch_size = 64 if kind in ("ultragcn", "invrl") else 256
+    batch_size = 64 if kind in ("ultragcn", "invrl", *OWN_ENCODERS) else 256
     text = RUN.format(kind=kind, split=split, batch_size=batch_size)
     return parse_config(text, [*QUICK.get(kind, []), *overrides])
 

@@ -17,7 +17,7 @@ from training.data.batches import PairsConfig
 from training.data.conditioning import ConditioningConfig
 from training.data.negatives import FullSoftmaxConfig, NegativesConfig
 from training.data.split import SplitConfig
-from training.models import ContentFamily, IdFamily, InvrlConfig, ModelConfig
+from training.models import ContentFamily, IdFamily, InvrlConfig, MacridVaeConfig, ModelConfig
 from training.settings import Settings
 
 MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
@@ -119,6 +119,7 @@ class ServingConfig(Settings):
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
         "closed form to the learned users. exact: what propagation gives a new node of the graph (lightgcn, "
         "lightgcn_channels, slmrec), or the affine map where that finds more of users that neither was fitted on. "
+        "macridvae: its own encoder, and there is no other. "
         "softmax: a map trained to find the next item, from the better of those. attention: so trained, and the mean "
         "is weighted. What is trained is kept if it finds more of those users.",
     )
@@ -188,6 +189,25 @@ class FactorRun(RunConfig):
     conditioning: ConditioningConfig = ConditioningConfig(kind="raw")
     optim: FactorOptimConfig = FactorOptimConfig()
     serving: ServingConfig = ServingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_encoders_need_not_be_asked_for(cls, document: object) -> object:
+        """Write `exact` for a family that has an encoder of its own and is asked for none."""
+        if not isinstance(document, dict):
+            return document
+        match document:
+            case {"model": {"kind": "macridvae"}, "serving": {**given}}:
+                return {**document, "serving": {"fold_in": "exact", **given}}
+            case {"model": {"kind": "macridvae"}} if "serving" not in document:
+                return {**document, "serving": {"fold_in": "exact"}}
+        return document
+
+    @model_validator(mode="after")
+    def _own_encoders_are_the_only_ones(self) -> Self:
+        if isinstance(self.model, MacridVaeConfig) and self.serving.fold_in != "exact":
+            raise ValueError(f"serving.fold_in = {self.serving.fold_in} reads no user of macridvae: exact does")
+        return self
 
     @model_validator(mode="after")
     def _exact_fold_in_exists(self) -> Self:

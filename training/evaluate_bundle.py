@@ -21,9 +21,8 @@ from index.known import open_known_users
 from training.config import RunConfig, load_config
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Seen, all_users, make_split
-from training.evaluate import evaluate_scores, pad_histories
+from training.evaluate import evaluate_scores, pad_histories, score_catalogue
 from training.faithfulness import JudgedUsers, measure_faithfulness
-from training.models import over_queries
 from training.publish import CONFIG_FILE
 
 Which = Literal["test", "all"]
@@ -132,7 +131,7 @@ def evaluate_bundle(
         rows_BL, mask_BL = pad_histories(users, piece, length=bundle.manifest.history_length)
         query_BQD = torch.from_numpy(bundle.encode_users(history_NH[rows_BL], mask_BL))
         on_progress("users", piece.stop, len(users))
-        return over_queries(query_BQD @ candidate_ND.T, dim=1, scorer=bundle.manifest.scorer)
+        return score_catalogue(query_BQD, candidate_ND, scorer=bundle.manifest.scorer)
 
     metrics = evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
     known = open_known_users(bundle.path, bundle.manifest)
@@ -144,7 +143,7 @@ def evaluate_bundle(
     query_BQD[rows_B >= 0] = torch.from_numpy(known.vectors[rows_B[rows_B >= 0]])
 
     def score_known(piece: slice) -> Tensor:
-        return over_queries(query_BQD[piece] @ candidate_ND.T, dim=1, scorer=bundle.manifest.scorer)
+        return score_catalogue(query_BQD[piece], candidate_ND, scorer=bundle.manifest.scorer)
 
     return metrics, evaluate_scores(score_known, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
 

@@ -125,10 +125,17 @@ def publish_bundle(
 
 
 def _methods(model: ServableModel) -> list[ExplanationMethod]:
-    """Return the methods, the default first: where the score is linear, its decomposition is exact on both sides."""
-    if model.user_map is None:
-        return list(METHODS)
-    return ["decomposition", *(method for method in METHODS if method != "decomposition")]
+    """Return the methods, the default first.
+
+    Where the score is linear, its decomposition is exact on both sides; where it sums over queries, Shapley values
+    alone add up to it.
+    """
+    first: ExplanationMethod = METHODS[0]
+    if model.user_map is not None:
+        first = "decomposition"
+    elif model.scorer == "logsumexp":
+        first = "shapley"
+    return [first, *(method for method in METHODS if method != first)]
 
 
 def _some_items(dataset: Dataset, model: ServableModel) -> ModelInputs:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from index.dataset import Dataset
-from tests.factor_runs import FAMILIES, config_of
+from tests.factor_runs import FAMILIES, OWN_ENCODERS, config_of
 from training.data.catalogue import Catalogue
 from training.data.interactions import read_interactions
 from training.data.split import make_split
@@ -15,7 +15,7 @@ STILL = ("optim.l2_tables=0", "optim.l2_projection=0")
 """Nothing but the loss moves anything."""
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, *OWN_ENCODERS])
 def plan(request, toy_dataset) -> Plan:
     config = config_of(request.param, *STILL)
     dataset = Dataset.open(toy_dataset)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import training
-from tests.factor_runs import FAMILIES, config_of, run
+from tests.factor_runs import FAMILIES, OWN_ENCODERS, config_of, run
 from training.config import FactorRun, load_config
 from training.factors.gate import ServingError
 from training.factors.serving import check_servable
@@ -20,7 +20,7 @@ SHIPPED = [
 ]
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *OWN_ENCODERS])
 def test_every_family_learns_the_toys_known_answer(kind, toy_dataset, tmp_path):
     trained = run(config_of(kind), toy_dataset, tmp_path)
     # At random a third of the items come first; the right style has a third of them, less those seen.
@@ -29,7 +29,7 @@ def test_every_family_learns_the_toys_known_answer(kind, toy_dataset, tmp_path):
     assert [report.name for report in trained.state.reports][-1] in ("fit", "final", "network")
 
 
-@pytest.mark.parametrize("kind", ["ultragcn", "invrl", "cb2cf"])
+@pytest.mark.parametrize("kind", ["ultragcn", "invrl", "cb2cf", "macridvae"])
 def test_a_run_that_is_stopped_anywhere_and_resumed_goes_the_same_way_bit_by_bit(kind, toy_dataset, tmp_path):
     config = config_of(kind, "optim.epochs=4", "eval.every_epochs=2")
     whole = run(config, toy_dataset, tmp_path / "whole")

@@ -86,7 +86,7 @@ def test_attention_is_exported_and_reads_a_history_of_any_length_as_it_was_measu
     rng = np.random.default_rng(0)
     histories = [rng.permutation(len(items_ID))[:length] for length in (0, 1, LENGTH, LENGTH + 3)]
     fold_in = FoldInMap("attention", LENGTH, model.users, None, None)
-    expected = fold_in.queries(ItemTables(items_ID), histories)
+    expected = fold_in.queries(ItemTables(items_ID), histories)[:, 0]
     vectors = rng.normal(size=(4, LENGTH, model.dim)).astype(np.float32)  # junk where there is no item
     mask = np.zeros((4, LENGTH), bool)
     for row, history in enumerate(histories):

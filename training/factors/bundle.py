@@ -33,9 +33,10 @@ def write_tables(served: Served, folder: Path) -> dict[str, Any]:
         fields["warm"] = WarmItems(
             ids=WARM_IDS, states=WARM_STATES, parts=served.model.warm_parts, num_items=len(served.warm_ids)
         )
-    _write_ids(folder / USER_IDS, "user_id", served.user_ids)
-    np.save(folder / USER_QUERIES, np.ascontiguousarray(served.queries_UD[:, None]), allow_pickle=False)
-    fields["known_users"] = KnownUsers(ids=USER_IDS, queries=USER_QUERIES, num_users=len(served.user_ids))
+    if served.user_ids:
+        _write_ids(folder / USER_IDS, "user_id", served.user_ids)
+        np.save(folder / USER_QUERIES, np.ascontiguousarray(served.queries_UD[:, None]), allow_pickle=False)
+        fields["known_users"] = KnownUsers(ids=USER_IDS, queries=USER_QUERIES, num_users=len(served.user_ids))
     stages = [report.model_dump() for report in served.reports]
     (folder / STAGES_FILE).write_text(json.dumps(stages, indent=2) + "\n", encoding="utf-8")
     return fields

@@ -5,7 +5,7 @@ item without it would flood every list. So learned numbers are predicted from co
 measured on items that the prediction was not fitted on.
 
 Legend: `I` items, `Z` inputs of the regression, `F` learned numbers of an item, `P` parts, `S` state width, `D` width,
-`U` users.
+`U` users, `Q` queries.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from api_schemas.manifest import Scorer
 from training.config import FactorRun
-from training.evaluate import mask_seen, pieces
+from training.evaluate import mask_seen, pieces, score_catalogue
 from training.factors.data import FactorData
 from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
@@ -174,15 +175,15 @@ def balanced(
     """
     users = data.users[:: -(-len(data.users) // MAX_USERS)]
     trained_ID, histories = tables.items_ID, data.histories(users)
-    queries_UD = fold_in.queries(tables, histories)
-    direction_F = shift_direction(model, queries_UD, trained_ID)
+    queries_UQD = fold_in.queries(tables, histories)
+    direction_F = shift_direction(model, queries_UQD, trained_ID)
     fresh = torch.nonzero(data.degree_I == 0).squeeze(-1)
 
     def ratio_of(shift: float, held_out: Tensor) -> float:
         # Items without interactions are new as well: their own learned numbers are what they were initialised with.
         table_ID, moved_ID = trained_ID.clone(), new_ID + model.as_items(direction_F * shift)
         table_ID[fresh], table_ID[held_out] = moved_ID[fresh], moved_ID[held_out]
-        return exposure_ratio(queries_UD, table_ID, held_out, histories)
+        return exposure_ratio(queries_UQD, table_ID, held_out, histories, scorer=model.scorer)
 
     _, held = imputer_items(data, seed=seed)
     tune, judge = (held[0::2], held[1::2]) if len(held) > 1 else (held, held)
@@ -221,21 +222,29 @@ def balancing_shift(ratio_of: Callable[[float], float]) -> float:
     return sign * most
 
 
-def exposure_ratio(queries_UD: Tensor, items_ID: Tensor, new: Tensor, histories: Sequence[NDArray[np.int64]]) -> float:
+def exposure_ratio(
+    queries_UQD: Tensor,
+    items_ID: Tensor,
+    new: Tensor,
+    histories: Sequence[NDArray[np.int64]],
+    *,
+    scorer: Scorer = "max",
+) -> float:
     """Return the share of some items among users' top 50, over their share of the catalogue.
 
     Args:
-        queries_UD: Users.
+        queries_UQD: Users.
         items_ID: The catalogue, where some items have the vectors of new ones.
         new: These items.
         histories: Of the users; what they have is not recommended.
+        scorer: What a user's queries make together.
     """
     is_new_I = torch.zeros(len(items_ID), dtype=torch.bool)
     is_new_I[new] = True
     depth = min(TOP, len(items_ID))
     found = listed = 0
-    for piece in pieces(len(queries_UD), num_items=len(items_ID)):
-        scores_BI = queries_UD[piece] @ items_ID.T
+    for piece in pieces(len(queries_UQD), num_items=len(items_ID)):
+        scores_BI = score_catalogue(queries_UQD[piece], items_ID, scorer=scorer)
         mask_seen(scores_BI, histories[piece])
         top = torch.topk(scores_BI, depth, dim=-1)
         shown_BK = ~torch.isneginf(top.values)
@@ -244,8 +253,8 @@ def exposure_ratio(queries_UD: Tensor, items_ID: Tensor, new: Tensor, histories:
     return (found / max(listed, 1)) / (len(new) / len(items_ID))
 
 
-def shift_direction(model: IdModel, queries_UD: Tensor, items_ID: Tensor) -> Tensor:
+def shift_direction(model: IdModel, queries_UQD: Tensor, items_ID: Tensor) -> Tensor:
     """Return learned numbers `[F]` that raise the mean user's score by one deviation of a score, and are shortest."""
-    mean_D = queries_UD.mean(dim=0)
-    mean_F = model.as_learned(mean_D)
-    return mean_F / mean_F.square().sum().clamp_min(1e-12) * (queries_UD @ items_ID.T).std()
+    mean_F = model.as_learned(queries_UQD.mean(dim=(0, 1)))
+    spread = score_catalogue(queries_UQD, items_ID, scorer=model.scorer).std()
+    return mean_F / mean_F.square().sum().clamp_min(1e-12) * spread

@@ -1,8 +1,9 @@
 """Users from live histories: the modules that the exported user encoder runs, and that are measured before.
 
-Legend: `B` users, `L` history length, `D` width.
+Legend: `B` users, `L` history length, `H` history row, `Q` queries, `D` width.
 """
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -11,11 +12,28 @@ from torch import Tensor, nn
 _MASKED = -1e30
 
 
-class MeanEncoder(nn.Module):
-    """A user is the mean of the history's items times `map_DD`, plus `offset_D`."""
+class HistoryEncoder(nn.Module, ABC):
+    """What reads users from the rows of their history."""
 
     reads_history_rows: ClassVar[bool] = False
     """Whether it reads the model's own rows of a history in place of the items' vectors."""
+
+    @abstractmethod
+    def queries(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return queries `[B, Q, D]`; padding may hold anything finite."""
+
+    @property
+    def pooled_map(self) -> Tensor | None:
+        """Return A `[H, D]` where users are `weights_of` their items times A plus a constant; else None."""
+        return None
+
+    def weights_of(self, mask_BL: Tensor) -> Tensor:
+        """Return how much each item counts by where items are `[B, L]`: 1 in all, nothing in padding."""
+        return mask_BL / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+class MeanEncoder(HistoryEncoder):
+    """A user is the mean of the history's items times `map_DD`, plus `offset_D`."""
 
     def __init__(self, map_DD: Tensor, offset_D: Tensor, default_D: Tensor) -> None:
         """Take the affine map, and what an empty history gives."""
@@ -27,16 +45,17 @@ class MeanEncoder(nn.Module):
 
     @property
     def pooled_map(self) -> Tensor | None:
-        """Return A `[D, D]` where users are `weights_of` their items times A plus a constant; else None."""
+        """Return A."""
         return self.map_DD
-
-    def weights_of(self, mask_BL: Tensor) -> Tensor:
-        """Return how much each item counts by where items are `[B, L]`: 1 in all, nothing in padding."""
-        return mask_BL / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
 
     def weights(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Return how much each item counts `[B, L]`."""
         return self.weights_of(mask_BL).to(items_BLD.dtype)
+
+    def queries(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return users as one query each `[B, 1, D]`."""
+        users_BD: Tensor = self(rows_BLH, mask_BL)
+        return users_BD.unsqueeze(1)
 
     def forward(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Return users `[B, D]`; padding may hold anything."""

@@ -2,7 +2,7 @@
 
 A raw mean fails for pointwise losses, whose item vectors share a large common direction; the affine map removes it.
 
-Legend: `U` users, `I` items, `L` history length, `D` width.
+Legend: `U` users, `I` items, `L` history length, `H` history row, `Q` queries, `D` width.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.factors.encoders import ExactEncoder, MeanEncoder
+from training.factors.encoders import ExactEncoder, HistoryEncoder, MeanEncoder
 
 FoldInKind = Literal["affine", "mean", "exact", "softmax", "attention"]
 
@@ -24,20 +24,23 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 _USERS_AT_ONCE = 1024
 
+_NUMBERS_AT_ONCE = 1 << 24
+"""Of history rows of one piece: 64 MB."""
+
 
 class ItemTables(NamedTuple):
     """The catalogue as users meet it."""
 
     items_ID: Tensor
-    rows_ID: Tensor | None = None
+    rows_IH: Tensor | None = None
     """Of items in a history, where the model has rows of its own."""
 
-    def read_by(self, encoder: MeanEncoder) -> Tensor:
-        """Return what a user encoder reads of items `[I, D]`."""
+    def read_by(self, encoder: HistoryEncoder) -> Tensor:
+        """Return what a user encoder reads of items `[I, H]`."""
         if not encoder.reads_history_rows:
             return self.items_ID
-        assert self.rows_ID is not None, "a model without rows of its own has no encoder of them"
-        return self.rows_ID
+        assert self.rows_IH is not None, "a model without rows of its own has no encoder of them"
+        return self.rows_IH
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,19 +50,20 @@ class FoldInMap:
     kind: FoldInKind
     history_length: int
     """L: of longer histories the last L items count."""
-    encoder: MeanEncoder
+    encoder: HistoryEncoder
     ridge: float | None
     r2: float | None
     """Of the affine map, on users that it was not fitted on."""
 
     def queries(self, tables: ItemTables, histories: Sequence[NDArray[np.int64]]) -> Tensor:
-        """Return `[U, D]` of users with these histories, as the exported graph computes them."""
-        items_ID = tables.read_by(self.encoder)
-        real_I = (items_ID != 0).any(dim=-1)  # a row of zeros is no item, as `UserEncoder` has it
-        queries = [items_ID.new_zeros(0, items_ID.shape[1])]
-        for start in range(0, len(histories), _USERS_AT_ONCE):
-            rows_BL, mask_BL = padded(histories[start : start + _USERS_AT_ONCE], length=self.history_length)
-            queries.append(self.encoder(items_ID[rows_BL], mask_BL & real_I[rows_BL]))
+        """Return `[U, Q, D]` of users with these histories, as the exported graph computes them."""
+        rows_IH = tables.read_by(self.encoder)
+        real_I = (rows_IH != 0).any(dim=-1)  # a row of zeros is no item, as `UserEncoder` has it
+        size = max(1, min(_USERS_AT_ONCE, _NUMBERS_AT_ONCE // (self.history_length * rows_IH.shape[1])))
+        queries = []
+        for start in range(0, max(1, len(histories)), size):  # of nobody, no queries of the right shape
+            rows_BL, mask_BL = padded(histories[start : start + size], length=self.history_length)
+            queries.append(self.encoder.queries(rows_IH[rows_BL], mask_BL & real_I[rows_BL]))
         return torch.cat(queries)
 
 

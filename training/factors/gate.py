@@ -1,6 +1,6 @@
 """Users of whom nothing was fitted: who they are, and how well they are read from their histories.
 
-Legend: `B` users, `I` items, `T` longest target list, `D` width.
+Legend: `B` users, `I` items, `T` longest target list, `Q` queries, `D` width.
 """
 
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from api_schemas.manifest import Scorer
 from training.config import FactorRun
 from training.data.interactions import Interactions
 from training.data.split import HISTORY_SHARE, HeldOut, Seen, Split, held_out
-from training.evaluate import Judged, judge_scores, means
+from training.evaluate import Judged, judge_scores, means, score_catalogue
 
 GATE_SHARE = 0.1
 """Of the training users: no map is fitted on them."""
@@ -46,14 +47,28 @@ def gate_users(split: Split, *, seed: int, seen: Seen) -> tuple[Interactions, He
     return train.select(keep_E), gate
 
 
-def rank(queries_BD: Tensor, items_ID: Tensor, users: HeldOut, *, cutoffs: Sequence[int], seen: Seen) -> Judged:
+def rank(
+    queries_BQD: Tensor,
+    items_ID: Tensor,
+    users: HeldOut,
+    *,
+    cutoffs: Sequence[int],
+    seen: Seen,
+    scorer: Scorer = "max",
+) -> Judged:
     """Return the metrics of each user with these queries."""
     return judge_scores(
-        lambda piece: queries_BD[piece] @ items_ID.T, users, num_items=len(items_ID), cutoffs=cutoffs, seen=seen
+        lambda piece: score_catalogue(queries_BQD[piece], items_ID, scorer=scorer),
+        users,
+        num_items=len(items_ID),
+        cutoffs=cutoffs,
+        seen=seen,
     )
 
 
-def gate_recall(queries_BD: Tensor, items_ID: Tensor, gate: HeldOut, config: FactorRun) -> float:
+def gate_recall(
+    queries_BQD: Tensor, items_ID: Tensor, gate: HeldOut, config: FactorRun, *, scorer: Scorer = "max"
+) -> float:
     """Return the recall of the gate's users with these queries."""
-    judged = rank(queries_BD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen)
+    judged = rank(queries_BQD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen, scorer=scorer)
     return means(judged)[f"recall@{GATE_CUTOFF}"]

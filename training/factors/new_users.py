@@ -9,21 +9,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from api_schemas.manifest import FoldIn
+from api_schemas.manifest import FoldIn, Scorer
 from training.config import FactorRun
 from training.data.split import HeldOut
+from training.factors.concept_encoder import ConceptEncoder
 from training.factors.data import FactorData
 from training.factors.encoders import AttentionEncoder, MeanEncoder
 from training.factors.fold_in import FoldInMap, ItemTables, exact_map, fit_affine, mean_map, pool
 from training.factors.gate import GATE_CUTOFF, ServingError, gate_recall
 from training.factors.learned import learn
-from training.models import GraphModel, IdModel
+from training.models import GraphModel, IdModel, LearnedUsers, MacridVae
 
 
 def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: ItemTables, *, gate: HeldOut) -> FoldInMap:
-    """Fit the user encoder in closed form on all trained users but those of the gate."""
-    users = _fitted_users(data, gate)
+    """Fit the user encoder in closed form on all trained users but those of the gate; some models bring their own."""
     length = config.model.history_length
+    if isinstance(model, MacridVae):
+        return FoldInMap("exact", length, ConceptEncoder(model.concepts), None, None)
+    assert isinstance(model, LearnedUsers)
+    users = _fitted_users(data, gate)
     target_UD = model.users(torch.from_numpy(users))
     if config.serving.fold_in == "mean":
         return mean_map(target_UD, bias_dim=model.bias_dim, history_length=length)
@@ -44,10 +48,10 @@ def choose_fold_in(
     """Return the user encoder that the run asks for, and the gate's recall by each kind that was tried.
 
     What is fitted has to find more than what propagation gives exactly, where it gives something, and what is trained
-    more than either.
+    more than either. A model that learns no users has but its own encoder, and nothing is tried.
     """
     kind = config.serving.fold_in
-    if kind == "affine" or kind == "mean":  # noqa: PLR1714  # mypy narrows this form alone
+    if not isinstance(model, LearnedUsers) or kind == "affine" or kind == "mean":  # noqa: PLR1714  # mypy narrows this form alone
         return affine, {}
     found: dict[str, float] = {}
     closed = [affine]
@@ -66,8 +70,11 @@ def choose_fold_in(
     return best, found
 
 
-def _gate_recall(fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> float:
-    return gate_recall(fold_in.queries(tables, gate.histories), tables.items_ID, gate, config)
+def _gate_recall(
+    fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun, *, scorer: Scorer = "max"
+) -> float:
+    queries_BQD = fold_in.queries(tables, gate.histories)
+    return gate_recall(queries_BQD, tables.items_ID, gate, config, scorer=scorer)
 
 
 def learn_fold_in(
@@ -85,6 +92,7 @@ def learn_fold_in(
     with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         start = closed.encoder
+        assert isinstance(start, MeanEncoder)
         if kind == "attention":
             encoder: MeanEncoder = AttentionEncoder(start, item_scale=float(tables.items_ID.std().clamp_min(1e-12)))
         else:
@@ -101,12 +109,16 @@ def learn_fold_in(
 
 
 def judge_fold_in(model: IdModel, fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> FoldIn:
-    """Return how users read from their histories do beside their learned vectors."""
+    """Return how users read from their histories do beside their learned vectors, if they have any: else alike."""
+    recall = recall_of_known = _gate_recall(fold_in, tables, gate, config, scorer=model.scorer)
+    if isinstance(model, LearnedUsers):
+        known_BQD = model.users(torch.from_numpy(gate.users_B)).unsqueeze(1)
+        recall_of_known = gate_recall(known_BQD, tables.items_ID, gate, config)
     return FoldIn(
         kind=fold_in.kind,
         r2=fold_in.r2,
-        recall=_gate_recall(fold_in, tables, gate, config),
-        recall_of_known=gate_recall(model.users(torch.from_numpy(gate.users_B)), tables.items_ID, gate, config),
+        recall=recall,
+        recall_of_known=recall_of_known,
         cutoff=GATE_CUTOFF,
         num_users=len(gate),
     )

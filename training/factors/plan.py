@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from training.config import FactorRun
+from training.factors.concept_fit import ConceptFit
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
 from training.factors.factor_fit import PairwiseFit, UltraGcnFit
@@ -20,6 +21,7 @@ from training.models import (
     GraphSettings,
     IdModel,
     InvrlConfig,
+    MacridVaeConfig,
     PairwiseSettings,
     SlmrecConfig,
     UltraGcnSettings,
@@ -67,6 +69,8 @@ class Plan:
             torch.manual_seed(self._config.seed)
             if isinstance(family, GraphSettings):
                 return family.build(GraphInputs(data.graph, self._features, data.content, data.presence_IM))
+            if isinstance(family, MacridVaeConfig):
+                return family.build(num_items=data.num_items)
             return family.build(self._features, num_users=data.num_users, num_items=data.num_items)
 
     def factor_model(self) -> FactorModel:
@@ -76,8 +80,8 @@ class Plan:
         return model
 
     def final_model(self, carry: Carry) -> IdModel:
-        """Return the model that the whole plan made."""
-        return loaded(self.model(), carry, prefix=FINAL).eval()
+        """Return the model that the whole plan made; nothing of it is trained any more."""
+        return loaded(self.model(), carry, prefix=FINAL).eval().requires_grad_(requires_grad=False)
 
     def network(self, carry: Carry, family: Cb2cfConfig) -> ContentNetwork:
         """Return CB2CF's network, with its weights where they are known."""
@@ -97,6 +101,8 @@ class Plan:
             return SlmrecFit(fit, family)
         if isinstance(family, GraphSettings):
             return GraphFit(fit, family)
+        if isinstance(family, MacridVaeConfig):
+            return ConceptFit(fit, family)
         if isinstance(family, PairwiseSettings):
             return PairwiseFit(fit, family)
         assert isinstance(family, UltraGcnSettings)

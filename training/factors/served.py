@@ -16,7 +16,7 @@ from torch import Tensor
 
 from api_schemas.manifest import Modality
 from training.blocks import ModalityProjector
-from training.factors.encoders import MeanEncoder
+from training.factors.encoders import HistoryEncoder
 from training.factors.imputers import Imputer
 from training.models import FactorModel, GraphModel, ServableModel
 
@@ -24,7 +24,7 @@ from training.models import FactorModel, GraphModel, ServableModel
 class ServedById(ServableModel):
     """What all id-based models have in common: a user encoder, and what predicts the learned numbers of new items."""
 
-    users: MeanEncoder
+    users: HistoryEncoder
     imputer: Imputer | None
 
     @property
@@ -36,9 +36,13 @@ class ServedById(ServableModel):
     def warm_states(self, learned_BF: Tensor) -> Tensor:
         """Return the states `[B, W, S]` of the warm parts of items with these learned numbers."""
 
-    def serve_users(self, encoder: MeanEncoder) -> None:
+    def serve_users(self, encoder: HistoryEncoder) -> None:
         """Read users by this encoder from now on."""
         self.users = encoder
+
+    def exact_rows(self, states_PS: Tensor, presence_P: Tensor) -> Tensor | None:  # noqa: ARG002  # most have none
+        """Return the rows that encoders of rows read `[..., H]`; None: the model has none."""
+        return None
 
     @property
     def user_map(self) -> Tensor | None:
@@ -59,9 +63,8 @@ class ServedById(ServableModel):
         )
 
     def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return what the history gives `[B, 1, D]`; of no history, the mean user."""
-        queries_BD: Tensor = self.users(rows_BLH, mask_BL)
-        return queries_BD.unsqueeze(1)
+        """Return what the history gives `[B, Q, D]`; of no history, an average user."""
+        return self.users.queries(rows_BLH, mask_BL)
 
 
 class ServedFactors(ServedById):
@@ -79,7 +82,7 @@ class ServedFactors(ServedById):
         *,
         history_length: int,
         imputer: Imputer | None,
-        users: MeanEncoder,
+        users: HistoryEncoder,
     ) -> None:
         has_bias = model.bias_C is not None or model.item_bias_I is not None
         extra = [name for name, there in (("id", model.ids_IF is not None), ("bias", has_bias)) if there]
@@ -174,7 +177,7 @@ class ServedTables(ServedById):
         *,
         history_length: int,
         imputer: Imputer,
-        users: MeanEncoder,
+        users: HistoryEncoder,
     ) -> None:
         super().__init__(
             modalities,
@@ -188,7 +191,7 @@ class ServedTables(ServedById):
         self.imputer = imputer
         self.serve_users(users)
 
-    def serve_users(self, encoder: MeanEncoder) -> None:
+    def serve_users(self, encoder: HistoryEncoder) -> None:
         """Read users by this encoder from now on, from the rows that it reads."""
         super().serve_users(encoder)
         self.history_dim = self.dim

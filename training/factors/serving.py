@@ -22,7 +22,7 @@ from training.data.interactions import Interactions
 from training.data.split import HeldOut
 from training.factors.cold import Imputation, balanced, make_imputer
 from training.factors.data import FactorData
-from training.factors.encoders import MeanEncoder
+from training.factors.encoders import HistoryEncoder
 from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.gate import ServingError
 from training.factors.imputers import Imputer
@@ -30,8 +30,18 @@ from training.factors.mask_figures import mask_figures
 from training.factors.new_users import choose_fold_in, fit_fold_in, judge_fold_in
 from training.factors.plan import Plan
 from training.factors.served import ServedById, ServedFactors, ServedTables
+from training.factors.served_concepts import ServedConcepts
 from training.factors.stages import Carry
-from training.models import Cb2cfConfig, FactorModel, FeatureSpec, GraphModel, IdModel, InvrlConfig
+from training.models import (
+    Cb2cfConfig,
+    FactorModel,
+    FeatureSpec,
+    GraphModel,
+    IdModel,
+    InvrlConfig,
+    LearnedUsers,
+    MacridVae,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +57,7 @@ class Served:
     warm_ids: list[str]
     warm_states_IWS: NDArray[np.float32]
     user_ids: list[str]
+    """Users with a learned vector."""
     queries_UD: NDArray[np.float32]
     mask: list[ModalityMask]
     reports: list[StageReport]
@@ -91,6 +102,8 @@ def make_served(
         served.narrow()
     warm_ids, warm_states_IWS = _warm_table(served, model, data, item_ids)
     served.absorb([(one.mean_D, one.basis_DR) for one in catalogue.maps])
+    known = data.users if isinstance(model, LearnedUsers) else data.users[:0]
+    queries_UD = model.users(torch.from_numpy(known)) if isinstance(model, LearnedUsers) else tables.items_ID[:0]
     return Served(
         model=served,
         fold_in=fold_in,
@@ -100,8 +113,8 @@ def make_served(
         cold=cold,
         warm_ids=warm_ids,
         warm_states_IWS=warm_states_IWS,
-        user_ids=[interactions.user_ids[user] for user in data.users],
-        queries_UD=model.users(torch.from_numpy(data.users)).numpy().astype(np.float32),
+        user_ids=[interactions.user_ids[user] for user in known],
+        queries_UD=queries_UD.numpy().astype(np.float32),
         mask=_mask(plan, carry, data, config, catalogue.features),
         reports=reports,
         tables=tables,
@@ -109,13 +122,15 @@ def make_served(
 
 
 def _served(
-    model: IdModel, features: FeatureSpec, config: FactorRun, *, imputer: Imputer | None, users: MeanEncoder
+    model: IdModel, features: FeatureSpec, config: FactorRun, *, imputer: Imputer | None, users: HistoryEncoder
 ) -> ServedById:
     length = config.model.history_length
     if isinstance(model, FactorModel):
         return ServedFactors(model, features.modalities, history_length=length, imputer=imputer, users=users)
+    assert imputer is not None, "what other models have of items is learned"
+    if isinstance(model, MacridVae):
+        return ServedConcepts(model, features.modalities, history_length=length, imputer=imputer, users=users)
     assert isinstance(model, GraphModel)
-    assert imputer is not None, "all parts of a graph model are learned"
     return ServedTables(model, features.modalities, history_length=length, imputer=imputer, users=users)
 
 
@@ -133,8 +148,7 @@ def _as_served(served: ServedById, model: IdModel, data: FactorData) -> ItemTabl
         states_IPS[warm[:, None], columns] = served.warm_states(model.learned())[warm]
         presence_IP[warm[:, None], columns] = True
     items_ID = served.fuse(states_IPS, presence_IP)
-    rows_ID = served.exact_rows(states_IPS, presence_IP) if isinstance(served, ServedTables) else None
-    return ItemTables(items_ID, rows_ID)
+    return ItemTables(items_ID, served.exact_rows(states_IPS, presence_IP))
 
 
 def _warm_table(

@@ -29,7 +29,7 @@ from training.factors.new_users import fit_fold_in
 from training.factors.plan import Plan
 from training.factors.serving import Served, make_served
 from training.factors.stages import Carry, Stage
-from training.models import IdModel
+from training.models import IdModel, LearnedUsers, MacridVae
 from training.progress import Observer
 from training.trainer import Interrupted, TrainingError, run_digest
 
@@ -198,14 +198,20 @@ class _Run:
         return cls(config, interactions, split, catalogue, data, tuple(dataset.item_ids), gate)
 
     def queries(self, model: IdModel, tables: ItemTables, users: HeldOut, fold_in: FoldInMap | None) -> Tensor:
-        """Return each user's learned vector; of a user without one, what the history gives, through a map if given."""
-        known_B = np.isin(users.users_B, self.data.users)
-        queries_BD = model.users(torch.from_numpy(users.users_B))
-        if known_B.all():
-            return queries_BD
-        fold_in = fold_in or fit_fold_in(model, self.data, self.config, tables, gate=self.gate)
-        from_history_BD = fold_in.queries(tables, users.histories)
-        return torch.where(torch.from_numpy(known_B)[:, None], queries_BD, from_history_BD)
+        """Return each user's learned vector as `[B, Q, D]`; of a user without one, what the history gives.
+
+        It is read through a map if one is given.
+        """
+
+        def from_histories() -> Tensor:
+            encoder = fold_in or fit_fold_in(model, self.data, self.config, tables, gate=self.gate)
+            return encoder.queries(tables, users.histories)
+
+        if not isinstance(model, LearnedUsers):
+            return from_histories()
+        known_B = torch.from_numpy(np.isin(users.users_B, self.data.users))
+        learned_BQD = model.users(torch.from_numpy(users.users_B)).unsqueeze(1)
+        return learned_BQD if known_B.all() else torch.where(known_B[:, None, None], learned_BQD, from_histories())
 
     @torch.inference_mode()
     def validate(self, model: torch.nn.Module) -> dict[str, float]:
@@ -213,10 +219,20 @@ class _Run:
         return self._judge(model, self.split.valid)
 
     def _judge(self, model: IdModel, users: HeldOut) -> dict[str, float]:
-        items_ID = model.items(self.data.content_IR)
+        rows_IH = model.history_rows() if isinstance(model, MacridVae) else None
+        tables = ItemTables(model.items(self.data.content_IR), rows_IH)
+        return means(self._ranked(model, tables, users, self.queries(model, tables, users, None)))
+
+    def _ranked(self, model: IdModel, tables: ItemTables, users: HeldOut, queries_BQD: Tensor) -> Judged:
         evaluation = self.config.eval
-        queries_BD = self.queries(model, ItemTables(items_ID), users, None)
-        return means(rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen))
+        return rank(
+            queries_BQD,
+            tables.items_ID,
+            users,
+            cutoffs=evaluation.cutoffs,
+            seen=evaluation.seen,
+            scorer=model.scorer,
+        )
 
     @torch.inference_mode()
     def result(self, plan: Plan, state: RunState, carry: Carry) -> TrainedFactors:
@@ -234,21 +250,13 @@ class _Run:
             reports=state.reports,
         )
         tables = served.tables
-        items_ID = tables.items_ID
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         judged: dict[str, Judged] = {}
-        evaluation = self.config.eval
         for part, users in (("valid", self.split.valid), ("test", self.split.test)):
             if len(users) == 0:
                 continue
-            from_history = rank(
-                served.fold_in.queries(tables, users.histories),
-                items_ID,
-                users,
-                cutoffs=evaluation.cutoffs,
-                seen=evaluation.seen,
-            )
-            queries_BD = self.queries(model, tables, users, served.fold_in)
-            judged[part] = rank(queries_BD, items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
-            judged[f"{part}_from_history"] = from_history
+            from_history_BQD = served.fold_in.queries(tables, users.histories)
+            learned_BQD = self.queries(model, tables, users, served.fold_in)
+            judged[part] = self._ranked(model, tables, users, learned_BQD)
+            judged[f"{part}_from_history"] = self._ranked(model, tables, users, from_history_BQD)
         return TrainedFactors(served, self.interactions, self.split, state, num_parameters, judged)

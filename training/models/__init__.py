@@ -12,8 +12,9 @@ from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
 from training.models.factors import FactorModel, FactorSettings
 from training.models.graph import GraphInputs, GraphModel, GraphSettings
-from training.models.id_model import IdModel
+from training.models.id_model import IdModel, LearnedUsers
 from training.models.lightgcn import LightGcnConfig
+from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
 from training.models.servable import FeatureSpec, ServableModel, over_queries
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
@@ -28,7 +29,10 @@ FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | Vbpr
 GraphFamily = LightGcnConfig | LightGcnChannelsConfig | SlmrecConfig
 """The same, and the vectors are propagated over the graph of interactions."""
 
-IdFamily = FactorFamily | GraphFamily
+ConceptFamily = MacridVaeConfig
+"""Items have vectors of their own, users are read from their histories in training as later."""
+
+IdFamily = FactorFamily | GraphFamily | ConceptFamily
 
 ModelConfig = Annotated[ContentFamily | IdFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
@@ -39,6 +43,8 @@ __all__ = [
     "Cb2cfConfig",
     "ChannelModel",
     "Channels",
+    "ConceptFamily",
+    "Concepts",
     "ContentFamily",
     "ContentModel",
     "Demure",
@@ -55,8 +61,11 @@ __all__ = [
     "IdFamily",
     "IdModel",
     "InvrlConfig",
+    "LearnedUsers",
     "LightGcnChannelsConfig",
     "LightGcnConfig",
+    "MacridVae",
+    "MacridVaeConfig",
     "MfBprConfig",
     "ModelConfig",
     "PairwiseSettings",

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from api_schemas.manifest import ModalityName
-from training.models.id_model import IdModel
+from training.models.id_model import LearnedUsers
 from training.models.servable import FeatureSpec
 from training.settings import Settings
 
@@ -56,7 +56,7 @@ class FactorSettings(Settings):
         return FactorModel(self, features, num_users=num_users, num_items=num_items)
 
 
-class FactorModel(IdModel):
+class FactorModel(LearnedUsers):
     """Tables of users and items, and the projection of content."""
 
     mask_R: Tensor

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from api_schemas.manifest import ModalityName
 from training.blocks.propagation import InteractionGraph, Nodes
-from training.models.id_model import IdModel
+from training.models.id_model import LearnedUsers
 from training.models.servable import FeatureSpec
 from training.settings import Settings
 
@@ -79,7 +79,7 @@ class ContentGraphSettings(GraphSettings):
     )
 
 
-class GraphModel(IdModel):
+class GraphModel(LearnedUsers):
     """Tables of users and items, and what becomes of them on the graph."""
 
     extra_parts: ClassVar[tuple[str, ...]] = ("id",)

@@ -1,41 +1,30 @@
-"""What the trainer and the serving kit ask of a model whose users have vectors of their own.
+"""What the trainer and the serving kit ask of a model that learns numbers of single items, and mostly of single users.
 
 Legend: `U` users, `I` items, `R` width of all modalities together, `X` items asked for, `P` parts of an item, `F`
 numbers that are known of trained items alone, `D` width, `B` users.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from api_schemas.manifest import Scorer
+
 
 class IdModel(nn.Module, ABC):
-    """Users and items are two tables when training is over: the score is their inner product."""
+    """Items are a table when training is over."""
 
-    users_UD: nn.Parameter
-    """What is learned for each user alone."""
+    scorer: ClassVar[Scorer] = "max"
+    """What the inner products of a user's queries with an item make together."""
     ids_IF: nn.Parameter | None
     """What is learned for each item alone."""
-
-    @property
-    def num_users(self) -> int:
-        """Return U."""
-        return self.users_UD.shape[0]
 
     @property
     @abstractmethod
     def dim(self) -> int:
         """Return D."""
-
-    @property
-    def bias_dim(self) -> int:
-        """Return 1 where the last number of an item's vector is a bias, and that of a user's 1; else 0."""
-        return 0
-
-    @abstractmethod
-    def users(self, rows_B: Tensor) -> Tensor:
-        """Return the vectors `[B, D]` of some users."""
 
     @abstractmethod
     def items(self, content_XR: Tensor, rows_X: Tensor | None = None) -> Tensor:
@@ -61,6 +50,31 @@ class IdModel(nn.Module, ABC):
     @abstractmethod
     def as_learned(self, vector_D: Tensor) -> Tensor:
         """Return numbers `[F]` that add a vector `[D]` to an item, as far as they can."""
+
+    @abstractmethod
+    def own_squares(self, users_B: Tensor, times_B: Tensor, items_X: Tensor) -> Tensor:
+        """Return the summed squares of what is learned for some users, so many times each, and of some items."""
+
+
+class LearnedUsers(IdModel):
+    """Users are a table, too: the score is the inner product."""
+
+    users_UD: nn.Parameter
+    """What is learned for each user alone."""
+
+    @property
+    def num_users(self) -> int:
+        """Return U."""
+        return self.users_UD.shape[0]
+
+    @property
+    def bias_dim(self) -> int:
+        """Return 1 where the last number of an item's vector is a bias, and that of a user's 1; else 0."""
+        return 0
+
+    @abstractmethod
+    def users(self, rows_B: Tensor) -> Tensor:
+        """Return the vectors `[B, D]` of some users."""
 
     def own_squares(self, users_B: Tensor, times_B: Tensor, items_X: Tensor) -> Tensor:
         """Return the summed squares of what is learned for some users, so many times each, and of some items."""

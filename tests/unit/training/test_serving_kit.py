@@ -32,9 +32,9 @@ def test_a_user_is_the_pooled_history_through_the_map_and_items_without_a_vector
     start = encoder()
     found = FoldInMap("affine", 3, start, None, None).queries(ItemTables(items), histories)
     expected = pool(items, histories, length=3) @ start.map_DD + start.offset_D
-    torch.testing.assert_close(found[:2], expected[:2])
+    torch.testing.assert_close(found[:2, 0], expected[:2])
     torch.testing.assert_close(expected[1], items[5] @ start.map_DD + start.offset_D)
-    torch.testing.assert_close(found[2:], start.default_D.expand(2, DIM))
+    torch.testing.assert_close(found[2:, 0], start.default_D.expand(2, DIM))
 
 
 def test_padding_keeps_the_last_items():
@@ -54,7 +54,7 @@ def test_training_finds_which_item_follows_which(attentive, compared):
     config = LearnedConfig(steps=1500, batch_size=16, compared=compared)
     learn(made, ItemTables(items), histories, history_length=3, config=config, seed=0)
     found = FoldInMap("softmax", 3, made, None, None).queries(ItemTables(items), [np.array([2 * k]) for k in range(4)])
-    assert (found @ items.T).argmax(dim=-1).tolist() == [1, 3, 5, 7]
+    assert (found[:, 0] @ items.T).argmax(dim=-1).tolist() == [1, 3, 5, 7]
     torch.testing.assert_close(made.default_D.data, torch.ones(8))
 
 
