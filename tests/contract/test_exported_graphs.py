@@ -21,7 +21,7 @@ from index.features import ModelInputs, from_dataset, pad_vectors
 from index.item_encoder import ItemEncoder
 from index.ranking import over_queries
 from index.store import ArtifactStore
-from tests.factor_runs import FAMILIES, config_of, run
+from tests.factor_runs import FACTOR_FAMILIES, config_of, run
 from tests.id_bundles import without
 from tests.servables import TOYS, toy_model
 from tests.skips import ROOT
@@ -29,7 +29,7 @@ from training.config import RunConfig, parse_config
 from training.evaluate_bundle import judge_bundle, judged_users
 from training.export import EXPLAINER_OUTPUTS, graphs_of
 from training.factors.bundle import write_tables
-from training.factors.served import ServedFactors
+from training.factors.served import ServedById
 from training.factors.serving import check_servable
 from training.faithfulness import JudgedUsers
 from training.golden import ParityError, check_parity
@@ -37,6 +37,8 @@ from training.models import ContentFamily, FeatureSpec, ServableModel
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
+ID_BASED = [*FACTOR_FAMILIES, "lightgcn", "mmgcn"]
+"""Graph families are served by the same graphs: one that is ids alone, one of content."""
 COMMON_FILES = {
     *("item_encoder.onnx", "state_encoder.onnx", "user_encoder.onnx", "explainer.onnx"),
     *("golden.npz", "config.toml", "metrics.json"),
@@ -72,7 +74,7 @@ class Exported:
         self.bundle = Bundle.open(self.path)
         self.graphs = graphs_of(model)
         self.num_modalities, self.num_parts = len(model.modalities), len(model.part_names)
-        default_D = model.users.default_D if isinstance(model, ServedFactors) else model.default_query
+        default_D = model.users.default_D if isinstance(model, ServedById) else model.default_query
         self.default = default_D.detach().numpy()
         self._sessions: dict[str, ort.InferenceSession] = {}
 
@@ -141,19 +143,19 @@ def export(toy_dataset, tmp_path_factory):
     def exported(kind: str) -> Exported:
         if kind not in made:
             store = ArtifactStore(tmp_path_factory.mktemp(kind))
-            make = id_based_model if kind in FAMILIES else untrained_model
+            make = id_based_model if kind in ID_BASED else untrained_model
             made[kind] = make(kind, Dataset.open(toy_dataset), store)
         return made[kind]
 
     return exported
 
 
-@pytest.fixture(scope="module", params=[*networks(), *FAMILIES, *TOYS])
+@pytest.fixture(scope="module", params=[*networks(), *ID_BASED, *TOYS])
 def exported(request, export) -> Exported:
     return export(request.param)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=ID_BASED)
 def learned(request, export) -> Exported:
     """One of an id-based model."""
     return export(request.param)

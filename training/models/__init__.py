@@ -14,6 +14,8 @@ from training.models.factors import FactorModel, FactorSettings
 from training.models.graph import GraphInputs, GraphModel, GraphSettings
 from training.models.id_model import IdModel
 from training.models.lightgcn import LightGcnConfig
+from training.models.mmgcn import Mmgcn, MmgcnConfig
+from training.models.ngcf import Ngcf, NgcfConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
 from training.models.servable import FeatureSpec, ServableModel, over_queries
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
@@ -25,7 +27,7 @@ ContentFamily = DemureConfig | BaseConfig
 FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig
 """Users, and most items, have vectors of their own."""
 
-GraphFamily = LightGcnConfig | LightGcnChannelsConfig | SlmrecConfig
+GraphFamily = LightGcnConfig | LightGcnChannelsConfig | SlmrecConfig | NgcfConfig | MmgcnConfig
 """The same, and the vectors are propagated over the graph of interactions."""
 
 IdFamily = FactorFamily | GraphFamily
@@ -58,7 +60,11 @@ __all__ = [
     "LightGcnChannelsConfig",
     "LightGcnConfig",
     "MfBprConfig",
+    "Mmgcn",
+    "MmgcnConfig",
     "ModelConfig",
+    "Ngcf",
+    "NgcfConfig",
     "PairwiseSettings",
     "ServableModel",
     "Slmrec",
