@@ -10,8 +10,11 @@ from pydantic import Field
 
 from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
+from training.models.disengcn import DisenGcn, DisenGcnConfig
 from training.models.factors import FactorModel, FactorSettings
 from training.models.graph import GraphInputs, GraphModel, GraphSettings
+from training.models.grcn import Grcn, GrcnConfig
+from training.models.huign import Huign, HuignConfig
 from training.models.id_model import IdModel
 from training.models.lightgcn import LightGcnConfig
 from training.models.mmgcn import Mmgcn, MmgcnConfig
@@ -27,7 +30,16 @@ ContentFamily = DemureConfig | BaseConfig
 FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig
 """Users, and most items, have vectors of their own."""
 
-GraphFamily = LightGcnConfig | LightGcnChannelsConfig | SlmrecConfig | NgcfConfig | MmgcnConfig
+GraphFamily = (
+    LightGcnConfig
+    | LightGcnChannelsConfig
+    | SlmrecConfig
+    | NgcfConfig
+    | DisenGcnConfig
+    | MmgcnConfig
+    | GrcnConfig
+    | HuignConfig
+)
 """The same, and the vectors are propagated over the graph of interactions."""
 
 IdFamily = FactorFamily | GraphFamily
@@ -45,6 +57,8 @@ __all__ = [
     "ContentModel",
     "Demure",
     "DemureConfig",
+    "DisenGcn",
+    "DisenGcnConfig",
     "DuifConfig",
     "FactorFamily",
     "FactorModel",
@@ -54,6 +68,10 @@ __all__ = [
     "GraphInputs",
     "GraphModel",
     "GraphSettings",
+    "Grcn",
+    "GrcnConfig",
+    "Huign",
+    "HuignConfig",
     "IdFamily",
     "IdModel",
     "InvrlConfig",

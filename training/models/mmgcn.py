@@ -65,8 +65,13 @@ class Mmgcn(GraphModel):
 
     def nodes(self, chance: torch.Generator | None = None) -> Nodes:  # noqa: ARG002  # nothing is dropped
         """Return the mean over the modalities."""
-        sides = zip(*self._by_modality(), strict=True)
-        return Nodes(*(torch.stack(side).mean(dim=0) for side in sides))
+        return _mean(self._by_modality())
+
+    def rows(self, users_B: Tensor, items_X: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return the vectors of some users and items; the last layer is made for them alone."""
+        rows_Y, place_X = torch.unique(items_X, return_inverse=True)
+        users_BD, items_YD = _mean(self._by_modality((users_B, rows_Y)))
+        return users_BD, F.embedding(place_X, items_YD)
 
     def parts(self) -> Tensor:
         """Return what each modality's network adds to the mean."""
@@ -75,11 +80,10 @@ class Mmgcn(GraphModel):
             parts_IPD[:, column] = nodes.items_ID / len(self._columns)
         return parts_IPD
 
-    def _by_modality(self) -> list[Nodes]:
+    def _by_modality(self, rows: tuple[Tensor, Tensor] | None = None) -> list[Nodes]:
         ids = Nodes(self.users_UD, self.ids_IF)
-        return [
-            network(preference_UD, ids) for network, preference_UD in zip(self.networks, self.preferences, strict=True)
-        ]
+        pairs = zip(self.networks, self.preferences, strict=True)
+        return [network(preference_UD, ids, rows) for network, preference_UD in pairs]
 
 
 class _ModalityNetwork(nn.Module):
@@ -93,17 +97,33 @@ class _ModalityNetwork(nn.Module):
         self.own = nn.ModuleList([nn.Linear(dim, dim) for _ in range(layers)])
         self.combine = nn.ModuleList([nn.Linear(2 * dim, dim) for _ in range(layers)])
 
-    def forward(self, preference_UD: Tensor, ids: Nodes) -> Nodes:
-        """Return the last layer; layer 0 is preferences and projected content, of length 1."""
-        nodes = Nodes(*(F.normalize(one, dim=-1) for one in (preference_UD, F.linear(self._content_IR, self.project))))
-        for weight_DD, own, combine in zip(self.neighbours, self.own, self.combine, strict=True):
-            sides = []
-            for node_ND, received_ND, id_ND in zip(nodes, self._step(nodes), ids, strict=True):
-                near_ND = F.leaky_relu(F.linear(received_ND, weight_DD))
-                side_ND = F.leaky_relu(own(node_ND)) + id_ND
-                sides.append(F.leaky_relu(combine(torch.cat([near_ND, side_ND], dim=-1))))
-            nodes = Nodes(*sides)
+    def forward(self, preference_UD: Tensor, ids: Nodes, rows: tuple[Tensor, Tensor] | None = None) -> Nodes:
+        """Return the last layer, of some users and items or of all.
+
+        Layer 0 is preferences and projected content, of length 1.
+        """
+        content_ID = F.linear(self._content_IR, self.project)
+        nodes = Nodes(F.normalize(preference_UD, dim=-1), F.normalize(content_ID, dim=-1))
+        for layer in range(len(self.own)):
+            received = self._step(nodes)
+            if rows is not None and layer == len(self.own) - 1:
+                nodes, received, ids = (_chosen(one, rows) for one in (nodes, received, ids))
+            nodes = Nodes(*(self._next(layer, *of_side) for of_side in zip(nodes, received, ids, strict=True)))
         return nodes
+
+    def _next(self, layer: int, node_ND: Tensor, received_ND: Tensor, id_ND: Tensor) -> Tensor:
+        """Return a layer of one side, of the one before, of its mean over neighbours, and of ids."""
+        near_ND = F.leaky_relu(F.linear(received_ND, self.neighbours[layer]))
+        side_ND = F.leaky_relu(self.own[layer](node_ND)) + id_ND
+        return F.leaky_relu(self.combine[layer](torch.cat([near_ND, side_ND], dim=-1)))
+
+
+def _mean(networks: list[Nodes]) -> Nodes:
+    return Nodes(*(torch.stack(side).mean(dim=0) for side in zip(*networks, strict=True)))
+
+
+def _chosen(nodes: Nodes, rows: tuple[Tensor, Tensor]) -> Nodes:
+    return Nodes(F.embedding(rows[0], nodes.users_UD), F.embedding(rows[1], nodes.items_ID))
 
 
 def _entries(tables: nn.ParameterList) -> list[tuple[nn.Module, str]]:

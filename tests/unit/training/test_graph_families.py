@@ -6,7 +6,24 @@ import torch.nn.functional as F
 
 from api_schemas.manifest import Modality
 from tests.unit.training.test_propagation import GOLDEN_ITEMS, GOLDEN_PAIRS, GOLDEN_USERS, dense, graph_of
-from training.models import FeatureSpec, GraphInputs, Mmgcn, MmgcnConfig, Ngcf, NgcfConfig
+from training.blocks.co_interaction import co_interactions
+from training.blocks.edges import Edges
+from training.models import (
+    DisenGcn,
+    DisenGcnConfig,
+    FeatureSpec,
+    GraphInputs,
+    Grcn,
+    GrcnConfig,
+    Huign,
+    HuignConfig,
+    Mmgcn,
+    MmgcnConfig,
+    Ngcf,
+    NgcfConfig,
+)
+from training.models.grcn import routed
+from training.models.huign import dependence
 
 SIZES = {"num_users": 4, "num_items": 3}
 PRESENCE = torch.tensor([[True, True], [True, False], [True, True]])
@@ -103,3 +120,140 @@ def test_a_family_of_content_needs_some(inputs):
         MmgcnConfig(modalities=())
     with pytest.raises(ValueError, match="'sound' is not among"):
         MmgcnConfig(modalities=("sound",)).build(inputs)
+
+
+def test_routing_is_the_golden_one():
+    edges = Edges(graph_of([(0, 0), (0, 2)], num_users=1, num_items=3))
+    content = torch.tensor(
+        [[0.274721127897, 0.961523947641], [-0.986393923832, 0.164398987305], [0.707106781187, 0.707106781187]]
+    )
+    preference, share = torch.full((1, 2), 0.707106781187), torch.zeros(2)
+    for _ in range(3):
+        preference, share = routed(edges, preference, content, torch.ones(2, dtype=torch.bool))
+    close(share, [0.490741736391, 0.509258263609])
+    close(preference[0], [0.541109511257, 0.840952137061])
+
+
+def test_grcn_is_ids_over_the_refined_graph_beside_blocks_of_attention(inputs):
+    """Node by node: attention over what has the modality, and the largest of attention times confidence."""
+    model = Grcn(GrcnConfig(dim=3, content_dim=2, layers=2, rounds=2), inputs)
+    with torch.no_grad():
+        model.confidence_UM.normal_()
+        model.confidence_IM.normal_()
+    adjacency = torch.zeros(4, 3, dtype=torch.bool)
+    adjacency[tuple(zip(*GOLDEN_PAIRS, strict=True))] = True
+    to_users, to_items, blocks = [], [], []
+    for m in range(2):
+        unit = torch.cat([F.normalize(inputs.content[m], dim=1), PRESENCE[:, m : m + 1].float()], dim=1)
+        content = F.normalize(F.leaky_relu(unit @ model.projections[m].T), dim=1)
+        there = adjacency & PRESENCE[:, m]
+        own = F.normalize(model.preferences[m], dim=1)
+        for _ in range(2):
+            share = torch.stack([_softmax(own[u] @ content.T, there[u]) for u in range(4)])
+            own = F.normalize(own + share @ content, dim=1)
+        of_users = torch.stack([_softmax(own[u] @ content.T, there[u]) for u in range(4)])
+        of_items = torch.stack([_softmax(own @ content[i], there[:, i]) for i in range(3)])
+        blocks.append((own + of_users @ content, content + of_items @ own))
+        to_users.append(of_users * model.confidence_IM[:, m])
+        to_items.append(of_items * model.confidence_UM[:, m])
+    users_by_items = torch.stack(to_users).amax(dim=0).clamp_min(0) * adjacency
+    items_by_users = torch.stack(to_items).amax(dim=0).clamp_min(0) * adjacency.T
+    users, items = model.users_UD, model.ids_IF
+    user_sum, item_sum = users, items
+    for _ in range(2):
+        users, items = users_by_items @ items, items_by_users @ users
+        user_sum, item_sum = user_sum + users, item_sum + items
+    nodes = model.nodes()
+    torch.testing.assert_close(nodes.users_UD, torch.cat([user_sum, *(block[0] for block in blocks)], dim=1))
+    torch.testing.assert_close(nodes.items_ID, torch.cat([item_sum, *(block[1] for block in blocks)], dim=1))
+    assert not model.parts()[1, 1].any(), "an item has no block of a modality that it lacks"
+
+
+def _softmax(logits, there):
+    """Return the softmax over what is there, zero elsewhere."""
+    if not there.any():
+        return torch.zeros_like(logits)
+    return logits.masked_fill(~there, -torch.inf).softmax(dim=0)
+
+
+def test_disengcn_routes_each_edge_to_channels_by_loops(inputs):
+    model = DisenGcn(DisenGcnConfig(dim=6, channels=2, rounds=2, layers=2, tau=0.5), inputs)
+    neighbours = {node: [] for node in range(7)}
+    for user, item in GOLDEN_PAIRS:
+        neighbours[user].append(4 + item)
+        neighbours[4 + item].append(user)
+    nodes = torch.cat([model.users_UD, model.ids_IF])
+    for layer in model.channels:
+        z = F.normalize(F.leaky_relu(layer(nodes), 0.2).view(7, 2, 3), dim=-1)
+        centre = z
+        for _ in range(2):
+            routed_to = []
+            for node in range(7):
+                total = z[node]
+                for near in neighbours[node]:
+                    share = torch.softmax((z[near] * centre[node]).sum(dim=-1) / 0.5, dim=0)
+                    total = total + share[:, None] * z[near]
+                routed_to.append(F.normalize(total, dim=-1))
+            centre = torch.stack(routed_to)
+        nodes = centre.flatten(start_dim=1)
+    torch.testing.assert_close(torch.cat(tuple(model.nodes())), nodes)
+
+
+def test_channels_that_do_not_share_the_width_are_refused(inputs):
+    with pytest.raises(ValueError, match=r"model\.dim: is 7, which 2 channels can not share"):
+        DisenGcnConfig(dim=7, channels=2).build(inputs)
+
+
+def test_items_are_neighbours_by_the_users_they_share():
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 3), (3, 0), (3, 2), (4, 0), (4, 1)]
+    graph = graph_of(pairs, num_users=5, num_items=5)
+    whole = co_interactions(graph, neighbours=4) @ torch.eye(5)
+    torch.testing.assert_close(whole[0], torch.tensor([0, 3 / 5, 2 / 5, 0, 0]))
+    torch.testing.assert_close(whole[1], torch.tensor([3 / 4, 0, 1 / 4, 0, 0]))
+    assert not whole[3:].any(), "an item that is alone has no neighbours"
+    best = co_interactions(graph, neighbours=1) @ torch.eye(5)
+    assert best[:3].argmax(dim=1).tolist() == [1, 0, 0]
+    assert torch.equal(best.sum(dim=1), torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+
+
+def test_huign_is_levels_of_intents_beside_ids_and_a_user_weighs_them(inputs):
+    model = Huign(HuignConfig(dim=3, layers=1, intents=(4, 2), neighbours=2), inputs)
+    adjacency = dense(GOLDEN_PAIRS, **SIZES, kind="mean").gt(0).float()[:4, 4:]
+    together = (adjacency.T @ adjacency).fill_diagonal_(0)
+    near = together / together.sum(dim=1, keepdim=True)
+    levels = []
+    for m, own in enumerate(model._hierarchies):
+        unit = torch.cat([F.normalize(inputs.content[m], dim=1), PRESENCE[:, m : m + 1].float()], dim=1)
+        first = F.leaky_relu(own.project[0]((unit + near @ unit) / 2))
+        fine = torch.softmax(own.assign[0](first), dim=1)
+        intents = torch.stack([(fine[:, k : k + 1] * first).sum(dim=0) / fine[:, k].sum() for k in range(4)])
+        between = fine.T @ near @ fine
+        between = between / between.sum(dim=1, keepdim=True)
+        second = F.leaky_relu(own.project[1](intents + between @ intents))
+        levels.append(torch.cat([fine, fine @ torch.softmax(own.assign[1](second), dim=1)], dim=1))
+    users, items = model.nodes()
+    torch.testing.assert_close(items, torch.cat([levels[0] + levels[1], model.ids_IF], dim=1))
+    torch.testing.assert_close(users, torch.cat([model.intents_UK, model.users_UD], dim=1))
+    torch.testing.assert_close(model.parts()[:, 0, :6], levels[0])
+
+
+def test_huigns_further_losses_are_of_the_last_rows_and_as_heavy_as_asked(inputs):
+    parts = []
+    for entropy, independence in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
+        torch.manual_seed(0)
+        config = HuignConfig(dim=3, intents=(4, 2), entropy_weight=entropy, independence_weight=independence)
+        model = Huign(config, inputs)
+        users, items = torch.tensor([0, 1]), torch.tensor([2, 0])
+        model.rows(users, items, torch.Generator())
+        parts.append(model.auxiliary(users, items))
+    assert all(0 < one.item() < 1 for one in parts[:2])
+    torch.testing.assert_close(parts[2], 2 * parts[0] + 3 * parts[1])
+
+
+def test_dependence_is_1_of_vectors_that_tell_the_same_and_less_of_others():
+    one, drawn = torch.randn(1, 200), torch.randn(6, 200)
+    assert dependence(torch.cat([one, 3 * one + 1, -one])).item() == pytest.approx(1, abs=1e-5)
+    assert dependence(drawn).item() < 0.1
+    constant = torch.zeros(3, 5, requires_grad=True)
+    dependence(constant).backward()
+    assert torch.isfinite(constant.grad).all()
