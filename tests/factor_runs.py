@@ -6,10 +6,13 @@ from typing import get_args
 from index.dataset import Dataset
 from training.config import FactorRun, parse_config
 from training.factors.trainer import TrainedFactors, train_factors
-from training.models import FactorFamily
+from training.models import FactorFamily, GraphFamily
 from training.progress import Unwatched
 
-FAMILIES = [family.model_fields["kind"].default for family in get_args(FactorFamily)]
+FACTOR_FAMILIES, GRAPH_FAMILIES = (
+    [family.model_fields["kind"].default for family in get_args(union)] for union in (FactorFamily, GraphFamily)
+)
+FAMILIES = [*FACTOR_FAMILIES, *GRAPH_FAMILIES]
 
 OWN_ENCODERS = ["macridvae"]
 """Families that learn no users: all are read from their histories, by the encoder that was trained."""

@@ -21,7 +21,7 @@ from index.features import ModelInputs, from_dataset, pad_vectors
 from index.item_encoder import ItemEncoder
 from index.ranking import over_queries
 from index.store import ArtifactStore
-from tests.factor_runs import FAMILIES, OWN_ENCODERS, config_of, run
+from tests.factor_runs import FACTOR_FAMILIES, OWN_ENCODERS, config_of, run
 from tests.id_bundles import without
 from tests.servables import TOYS, toy_model
 from tests.skips import ROOT
@@ -29,7 +29,7 @@ from training.config import RunConfig, parse_config
 from training.evaluate_bundle import judge_bundle, judged_users
 from training.export import EXPLAINER_OUTPUTS, graphs_of
 from training.factors.bundle import write_tables
-from training.factors.served import ServedFactors
+from training.factors.served import ServedById
 from training.factors.served_concepts import ServedConcepts
 from training.factors.serving import check_servable
 from training.faithfulness import JudgedUsers
@@ -38,6 +38,9 @@ from training.models import ContentFamily, FeatureSpec, ServableModel
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
+LEARNED_USERS = [*FACTOR_FAMILIES, "lightgcn", "mmgcn"]
+"""Graph families are served by the same graphs: one that is ids alone, one of content."""
+ID_BASED = [*LEARNED_USERS, *OWN_ENCODERS]
 COMMON_FILES = {
     *("item_encoder.onnx", "state_encoder.onnx", "user_encoder.onnx", "explainer.onnx"),
     *("golden.npz", "config.toml", "metrics.json"),
@@ -104,7 +107,7 @@ def default_query(model: ServableModel) -> torch.Tensor:
     if isinstance(model, ServedConcepts):
         nothing_1QH = torch.zeros(1, model.num_queries, len(model.concepts.first_H))
         return model.concepts.queries(model.concepts.read(nothing_1QH)[0])[0]
-    return model.users.default_D if isinstance(model, ServedFactors) else model.default_query
+    return model.users.default_D if isinstance(model, ServedById) else model.default_query
 
 
 def untrained_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exported:
@@ -150,21 +153,21 @@ def export(toy_dataset, tmp_path_factory):
     def exported(kind: str) -> Exported:
         if kind not in made:
             store = ArtifactStore(tmp_path_factory.mktemp(kind))
-            make = id_based_model if kind in (*FAMILIES, *OWN_ENCODERS) else untrained_model
+            make = id_based_model if kind in ID_BASED else untrained_model
             made[kind] = make(kind, Dataset.open(toy_dataset), store)
         return made[kind]
 
     return exported
 
 
-@pytest.fixture(scope="module", params=[*networks(), *FAMILIES, *OWN_ENCODERS, *TOYS])
+@pytest.fixture(scope="module", params=[*networks(), *ID_BASED, *TOYS])
 def exported(request, export) -> Exported:
     return export(request.param)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=LEARNED_USERS)
 def learned(request, export) -> Exported:
-    """One of an id-based model."""
+    """One of a model that has learned users."""
     return export(request.param)
 
 

@@ -10,11 +10,16 @@ from pydantic import Field
 
 from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
+from training.models.disengcn import DisenGcn, DisenGcnConfig
 from training.models.factors import FactorModel, FactorSettings
 from training.models.graph import GraphInputs, GraphModel, GraphSettings
+from training.models.grcn import Grcn, GrcnConfig
+from training.models.huign import Huign, HuignConfig
 from training.models.id_model import IdModel, LearnedUsers
 from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
+from training.models.mmgcn import Mmgcn, MmgcnConfig
+from training.models.ngcf import Ngcf, NgcfConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
 from training.models.servable import FeatureSpec, ServableModel, over_queries
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
@@ -26,7 +31,16 @@ ContentFamily = DemureConfig | BaseConfig
 FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig
 """Users, and most items, have vectors of their own."""
 
-GraphFamily = LightGcnConfig | LightGcnChannelsConfig | SlmrecConfig
+GraphFamily = (
+    LightGcnConfig
+    | LightGcnChannelsConfig
+    | SlmrecConfig
+    | NgcfConfig
+    | DisenGcnConfig
+    | MmgcnConfig
+    | GrcnConfig
+    | HuignConfig
+)
 """The same, and the vectors are propagated over the graph of interactions."""
 
 ConceptFamily = MacridVaeConfig
@@ -49,6 +63,8 @@ __all__ = [
     "ContentModel",
     "Demure",
     "DemureConfig",
+    "DisenGcn",
+    "DisenGcnConfig",
     "DuifConfig",
     "FactorFamily",
     "FactorModel",
@@ -58,6 +74,10 @@ __all__ = [
     "GraphInputs",
     "GraphModel",
     "GraphSettings",
+    "Grcn",
+    "GrcnConfig",
+    "Huign",
+    "HuignConfig",
     "IdFamily",
     "IdModel",
     "InvrlConfig",
@@ -67,7 +87,11 @@ __all__ = [
     "MacridVae",
     "MacridVaeConfig",
     "MfBprConfig",
+    "Mmgcn",
+    "MmgcnConfig",
     "ModelConfig",
+    "Ngcf",
+    "NgcfConfig",
     "PairwiseSettings",
     "ServableModel",
     "Slmrec",

@@ -49,6 +49,10 @@ class GraphInputs:
         """Return one modality's vectors at length 1 `[I, R_m]`, zero where absent."""
         return F.normalize(self.content[column], dim=-1)
 
+    def with_presence(self, column: int) -> Tensor:
+        """Return these vectors, and 1 where an item has the modality: a projection's constant `[I, R_m + 1]`."""
+        return torch.cat([self.unit_content(column), self.presence_IM[:, column : column + 1].float()], dim=-1)
+
 
 class GraphSettings(Settings):
     """What every graph family can be told."""
@@ -76,6 +80,14 @@ class ContentGraphSettings(GraphSettings):
 
     modalities: tuple[ModalityName, ...] | None = Field(
         None, description="Modalities that enter the score. Unset: all. Empty: none, ids alone."
+    )
+
+
+class ModalGraphSettings(GraphSettings):
+    """Of the families that are nothing without content."""
+
+    modalities: tuple[ModalityName, ...] | None = Field(
+        None, min_length=1, description="Modalities that enter the score. Unset: all."
     )
 
 
@@ -138,9 +150,27 @@ class GraphModel(LearnedUsers):
         """Return the family's own further loss for a step's users and items, weighted; called after `rows`."""
         return None
 
+    def user_tables(self) -> list[nn.Parameter]:
+        """Return what is learned for single users, a row for each."""
+        return [self.users_UD]
+
+    def item_tables(self) -> list[nn.Parameter]:
+        """Return what is learned for single items, a row for each."""
+        return [self.ids_IF]
+
     def tables(self) -> list[nn.Parameter]:
         """Return the tables of users and items."""
-        return [self.users_UD, self.ids_IF]
+        return [*self.user_tables(), *self.item_tables()]
+
+    def own_squares(self, users_B: Tensor, times_B: Tensor, items_X: Tensor) -> Tensor:
+        """Return the summed squares of some users' rows in all tables, so many times each, and of some items'."""
+        total = self.users_UD.new_zeros(())
+        for table in self.user_tables():
+            total = total + (F.embedding(users_B, table).square().sum(dim=-1) * times_B).sum()
+        times_I = items_X.bincount(minlength=len(self.ids_IF)).to(total.dtype)
+        for table in self.item_tables():
+            total = total + (table.square().sum(dim=-1) * times_I).sum()
+        return total
 
     def users(self, rows_B: Tensor) -> Tensor:
         """Return the vectors `[B, D]` of some users."""
@@ -173,3 +203,8 @@ class GraphModel(LearnedUsers):
         parts_IPD = items_ID.new_zeros(len(items_ID), self.num_parts, items_ID.shape[1])
         parts_IPD[:, self.num_modalities] = items_ID
         return parts_IPD
+
+
+def projection(width: int, dim: int) -> nn.Parameter:
+    """Return freshly initialised weights `[dim, width]`."""
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, width)))

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from training.blocks.dropout import dropout
 from training.blocks.propagation import Nodes, Propagator
-from training.models.graph import ContentGraphSettings, GraphInputs, GraphModel
+from training.models.graph import ContentGraphSettings, GraphInputs, GraphModel, projection
 from training.models.lightgcn import received
 
 PRECOMPUTED_WIDTH = 512
@@ -119,8 +120,8 @@ class ChannelModel(GraphModel):
         self.is_cosine = config.scorer == "cosine"
         self._received_I1 = received(inputs.graph.degree_I, layers=config.layers)
         self._columns = inputs.used(config.modalities)
-        contents = [_with_presence(inputs, column) for column in self._columns]
-        self.projections = nn.ParameterList([_projection(one.shape[1], config.dim) for one in contents])
+        contents = [inputs.with_presence(column) for column in self._columns]
+        self.projections = nn.ParameterList([projection(one.shape[1], config.dim) for one in contents])
         self.content = [_Content(one, self._step, layers=config.layers) for one in contents]
         width = config.dim * self.num_channels
         self.fuse_users = nn.Linear(width, config.dim) if config.fusion == "concat" else None
@@ -256,11 +257,6 @@ class Slmrec(ChannelModel):
         return list(torch.split(users_BZ / count, width, dim=-1)), list(torch.split(items_YZ / count, width, dim=-1))
 
 
-def dropout(values: Tensor, *, share: float, chance: torch.Generator) -> Tensor:
-    """Return the values with a share of them at zero and the others larger, so that the mean stays."""
-    return values * (torch.rand(values.shape, generator=chance) >= share) / (1 - share)
-
-
 class _Content:
     """One modality on the graph: vectors of items, which users get from them."""
 
@@ -280,17 +276,6 @@ class _Content:
             return Nodes(_rows(mean.users_UD, users_B), _rows(mean.items_ID, items_Y))
         users_BR, items_YR = _rows(self._mean.users_UD, users_B), _rows(self._mean.items_ID, items_Y)
         return Nodes(F.linear(users_BR, weight_dR), F.linear(items_YR, weight_dR))
-
-
-def _projection(width: int, dim: int) -> nn.Parameter:
-    """Return freshly initialised weights `[dim, width]`."""
-    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, width)))
-
-
-def _with_presence(inputs: GraphInputs, column: int) -> Tensor:
-    """Return one modality's vectors, and 1 where an item has it: the projection's constant `[I, R + 1]`."""
-    presence_I1 = inputs.presence_IM[:, column : column + 1]
-    return torch.cat([inputs.unit_content(column), presence_I1.float()], dim=-1)
 
 
 def _rows(table_ND: Tensor, rows_B: Tensor | None) -> Tensor:
