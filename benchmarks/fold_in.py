@@ -19,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.factor_data import FactorInputs
 from index.dataset import Dataset
 from index.metrics import pad_targets
 from training.checkpoint import read_checkpoint
 from training.config import FactorRun, load_config
-from training.data.catalogue import Catalogue
-from training.data.interactions import read_interactions
-from training.data.split import HeldOut, make_split
+from training.data.split import HeldOut
 from training.evaluate import mask_seen
 from training.factors.cold import (
     TOP,
@@ -36,10 +35,9 @@ from training.factors.cold import (
     mean_weights,
     shift_direction,
 )
-from training.factors.data import FactorData
 from training.factors.encoders import MeanEncoder
 from training.factors.fold_in import ItemTables, fit_affine, implicit_als, pool
-from training.factors.gate import gate_users, rank
+from training.factors.gate import rank
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.new_users import fit_fold_in, learn_fold_in
 from training.factors.plan import Plan, imputer_items
@@ -103,19 +101,16 @@ class Trial:
     """One trained model."""
 
     def __init__(self, config: FactorRun, dataset: Dataset, folder: Path) -> None:
-        split = make_split(read_interactions(dataset), config.split, seed=config.seed, seen=config.eval.seen)
+        inputs = FactorInputs.make(config, dataset)
+        split, data = inputs.split, inputs.data
         assert np.isin(split.test.users_B, split.train_users).all(), (
             "users without a learned vector: nothing to compare"
         )
         train_factors(config, dataset, checkpoints=folder, observer=Unwatched(), resume=True)
         found = read_checkpoint(folder, run=run_digest(config, dataset))
         assert found is not None, "a finished run leaves its last checkpoint"
-        train, _ = gate_users(split, seed=config.seed, seen=config.eval.seen)
-        catalogue = Catalogue(dataset)
-        catalogue.condition(config.conditioning)
-        self.config, self.valid, self.test = config, split.valid, split.test
-        self.data = FactorData(train, split.train_users, catalogue, seed=config.seed)
-        model = Plan(config, self.data, catalogue.features).final_model(found.carry).requires_grad_(False)
+        self.config, self.valid, self.test, self.data = config, split.valid, split.test, data
+        model = Plan(config, data, inputs.catalogue.features).final_model(found.carry).requires_grad_(False)
         assert isinstance(model, LearnedUsers), "no vector is learned of a user: nothing to compare"
         self.model = model
         self.items_ID = self.model.items(self.data.content_IR)

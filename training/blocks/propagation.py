@@ -160,21 +160,64 @@ class Propagator:
 
     def mean(self, nodes: Nodes, count: int) -> Nodes:
         """Return the mean of layers 0 to `count` (LightGCN, Eq. 8 with equal weights)."""
-        users_UD, items_ID = nodes
-        for _ in range(count):
-            nodes = self(nodes)
-            users_UD, items_ID = users_UD + nodes.users_UD, items_ID + nodes.items_ID
-        return Nodes(users_UD / (count + 1), items_ID / (count + 1))
+        users_UD, items_ID = _Mean.apply(*nodes, self, count)  # type: ignore[no-untyped-call]  # torch
+        return Nodes(users_UD, items_ID)
+
+
+def _mean(nodes: Nodes, to_users: SparseMatrix, to_items: SparseMatrix, count: int) -> Nodes:
+    """Return the mean of layers 0 to `count` by Horner's rule: the sums need no tables but those of the products."""
+    users_UD, items_ID = nodes
+    for _ in range(count):
+        users_UD, items_ID = to_users.multiplied(items_ID), to_items.multiplied(users_UD)
+        users_UD += nodes.users_UD
+        items_ID += nodes.items_ID
+    return Nodes(users_UD / (count + 1), items_ID / (count + 1))
+
+
+class _Mean(torch.autograd.Function):
+    """All layers at once: autograd would make new tables of each sum, which cost more than some products do."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, users_UD: Tensor, items_ID: Tensor, propagator: Propagator, count: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.mean = (propagator, count)  # type: ignore[attr-defined]  # torch keeps what is no tensor so
+        mean = _mean(Nodes(users_UD, items_ID), propagator.to_users, propagator.to_items, count)
+        return mean.users_UD, mean.items_ID
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        propagator, count = ctx.mean  # type: ignore[attr-defined]  # set above
+        to_users, to_items = propagator.to_items.transposed, propagator.to_users.transposed
+        return *_mean(Nodes(*(one.contiguous() for one in grads)), to_users, to_items, count), None, None
 
 
 def _walked(table_ND: Tensor, there: SparseMatrix, back: SparseMatrix, count: int) -> tuple[Tensor, Tensor]:
     """Return the mean of layers 0 to `count` on the side that has layer 0, and on the other side."""
-    near_ND, far_XD = table_ND, table_ND.new_zeros(there.shape[0], table_ND.shape[1])
-    for layer in range(1, count + 1):
-        if layer % 2 == 1:
-            table_ND = there @ table_ND
-            far_XD = far_XD + table_ND
-        else:
-            table_ND = back @ table_ND
-            near_ND = near_ND + table_ND
-    return near_ND / (count + 1), far_XD / (count + 1)
+    near_ND, far_XD = _Walk.apply(table_ND, there, back, count)  # type: ignore[no-untyped-call]  # torch
+    return near_ND, far_XD
+
+
+class _Walk(torch.autograd.Function):
+    """The same where one side alone has a layer 0."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, table_ND: Tensor, there: SparseMatrix, back: SparseMatrix, count: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.walk = (there, back, count)  # type: ignore[attr-defined]  # torch keeps what is no tensor so
+        sums = [table_ND.clone(), table_ND.new_zeros(there.shape[0], table_ND.shape[1])]
+        for layer in range(1, count + 1):
+            table_ND = (there if layer % 2 == 1 else back).multiplied(table_ND)
+            sums[layer % 2] += table_ND
+        near_ND, far_XD = sums
+        return near_ND.div_(count + 1), far_XD.div_(count + 1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        there, back, count = ctx.walk  # type: ignore[attr-defined]  # set above
+        table_ND = grads[count % 2].contiguous()
+        for layer in range(count, 0, -1):  # Horner: each layer's gradient, and what the later ones send back to it
+            table_ND = (there if layer % 2 == 1 else back).transposed.multiplied(table_ND)
+            table_ND += grads[(layer - 1) % 2]
+        return table_ND / (count + 1), None, None, None
