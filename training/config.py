@@ -212,9 +212,7 @@ class FactorRun(RunConfig):
     @model_validator(mode="after")
     def _exact_fold_in_exists(self) -> Self:
         if self.serving.fold_in == "exact" and not getattr(self.model, "has_exact_fold_in", False):
-            raise ValueError(
-                f"serving.fold_in = exact is for models that propagate linearly; {self.model.kind} does not"
-            )
+            raise ValueError(f"serving.fold_in = exact: {self.model.kind} reads no user by itself")
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ _LEAST = 1e-12
 class MacridVaeConfig(Settings):
     """What MacridVAE can be told."""
 
+    has_exact_fold_in: ClassVar[bool] = True
+
     kind: Literal["macridvae"] = "macridvae"
     dim: int = Field(64, ge=1, le=1024, description="Width of items, and of what a user wants of a concept.")
     concepts: int = Field(7, ge=1, le=64, description="Concepts that items belong to; a user has a query for each.")
