@@ -419,20 +419,30 @@ def splits_add_up(learned: Exported, items: EncodedItems, *, rows: list[int]) ->
     return found
 
 
-def test_items_that_lack_a_modality_have_no_part_of_it_and_scores_that_add_up(learned, toy_dataset):
+def holding(learned: Exported, item_ids: list[str]) -> np.ndarray:
+    """Return of which modalities the warm table has each item's part `[B, M]`: graph models learn all parts."""
+    known = ItemEncoder(learned.bundle).known_rows(pa.chunked_array([pa.array(item_ids, pa.string())])) >= 0
+    warm = learned.manifest.warm.parts if learned.manifest.warm is not None else []
+    return known[:, None] & np.array([modality.name in warm for modality in learned.model.modalities])
+
+
+def test_items_that_lack_a_modality_have_no_part_of_it_unless_it_was_learned_and_scores_that_add_up(
+    learned, toy_dataset
+):
     dataset = Dataset.open(toy_dataset)
     complete = catalogue(learned, dataset)
     for ids in (dataset.item_ids, [f"new-{item_id}" for item_id in dataset.item_ids]):
         for column in range(learned.num_modalities):
             items = encode(learned, without(complete, column), ids)
             assert np.isfinite(items.candidates).all()
-            assert not items.presence[:, column].any()
+            held = holding(learned, ids)[:, column]
+            np.testing.assert_array_equal(items.presence[:, column], held)
             assert items.presence[:, learned.num_modalities :].all()
             kept = np.where(items.presence[..., None], items.states, 0)
             np.testing.assert_allclose(kept.sum(axis=1), items.candidates, atol=2e-5)
             contributions = splits_add_up(learned, items, rows=[0, 1, 20, 59])
             for method, values_KM in contributions.items():  # by the candidate's parts or the history's: both lack it
-                assert not values_KM[:, column].any(), method
+                assert held.any() or not values_KM[:, column].any(), method
 
 
 def test_an_item_without_any_modality_is_what_was_learned_or_an_average_item(learned, toy_dataset):
@@ -441,11 +451,12 @@ def test_an_item_without_any_modality_is_what_was_learned_or_an_average_item(lea
     bare = ModelInputs(tuple(np.zeros_like(values) for values in bare.features), np.zeros_like(bare.presence))
     known = encode(learned, bare, dataset.item_ids)
     new = encode(learned, bare, [f"new-{item_id}" for item_id in dataset.item_ids])
-    for items in (known, new):
+    held = holding(learned, dataset.item_ids)
+    for items, expected in ((known, held), (new, np.zeros_like(held))):
         assert np.isfinite(items.candidates).all()
-        assert not items.presence[:, : learned.num_modalities].any()
+        np.testing.assert_array_equal(items.presence[:, : learned.num_modalities], expected)
         contributions = splits_add_up(learned, items, rows=[0, 30])
-        assert not contributions["decomposition"][:, : learned.num_modalities].any()
+        assert expected.any() or not contributions["decomposition"][:, : learned.num_modalities].any()
     np.testing.assert_array_equal(new.candidates, np.broadcast_to(new.candidates[0], new.candidates.shape))
     if learned.manifest.warm is not None:
         assert np.ptp(known.candidates, axis=0).max() > 0.01, "known ones differ by what was learned of each"

@@ -215,8 +215,8 @@ class ServedTables(ServedById):
 
     def warm_states(self, learned_BF: Tensor) -> Tensor:
         """Return the states `[B, P, S]` of items with these learned numbers."""
-        num_parts = len(self.part_names)
-        return learned_BF.view(-1, num_parts, learned_BF.shape[-1] // num_parts)[..., : self.state_dim]
+        # shape[0], not len(): that would fix the size of the batch in the exported graph.
+        return learned_BF.view(learned_BF.shape[0], len(self.part_names), -1)[..., : self.state_dim]
 
     def project(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return states `[B, P, S]`, all predicted from content.

@@ -122,12 +122,20 @@ class Grcn(GraphModel):
 
     def _weights(self, attentions: list[Attention]) -> Attention:
         """Return what the edges of the graph of ids weigh."""
-        edges = self._edges
-        to_users_EM = torch.stack([one.to_users_E for one in attentions], dim=-1)
-        to_items_EM = torch.stack([one.to_items_E for one in attentions], dim=-1)
-        to_users_EM = to_users_EM * F.embedding(edges.item_E, self.confidence_IM)
-        to_items_EM = to_items_EM * F.embedding(edges.user_E, self.confidence_UM)
-        return Attention(*(one.max(dim=-1).values.relu() for one in (to_users_EM, to_items_EM)))
+        to_users = [one.to_users_E for one in attentions]
+        to_items = [one.to_items_E for one in attentions]
+        return Attention(
+            _largest(to_users, self.confidence_IM, self._edges.item_E),
+            _largest(to_items, self.confidence_UM, self._edges.user_E),
+        )
+
+
+def _largest(shares: list[Tensor], confidence_NM: Tensor, sender_E: Tensor) -> Tensor:
+    """Return the largest attention times its sender's confidence, or zero where all are below `[E]`."""
+    # A modality at a time: 1 ms for 410 000 edges, where gradients of rows of M take 10.
+    columns = confidence_NM.unbind(dim=1)
+    weighed = [share_E * own_N.index_select(0, sender_E) for share_E, own_N in zip(shares, columns, strict=True)]
+    return torch.stack(weighed).amax(dim=0).relu()
 
 
 def routed(edges: Edges, preference_UC: Tensor, content_IC: Tensor, has_E: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ class HuignConfig(ModalGraphSettings):
         (32, 8, 4), min_length=1, description="Of each level, the finest first."
     )
     neighbours: int = Field(20, ge=1, le=1000, description="Of an item in the graph of items, at most.")
-    entropy_weight: float = Field(0.01, ge=0, description="Of the entropy of what items belong to.")
+    entropy_weight: float = Field(0.001, ge=0, description="Of the entropy of what items belong to.")
     independence_weight: float = Field(0.01, ge=0, description="Of the dependence of a level's intents on each other.")
 
     def build(self, inputs: GraphInputs) -> "Huign":
@@ -143,7 +143,7 @@ class _Hierarchy(nn.Module):
         intents: list[Tensor] = []
         for level, assign in enumerate(self.assign):
             share_NL = torch.softmax(assign(hidden_Nd), dim=-1)
-            intents_Ld = share_NL.T @ hidden_Nd / share_NL.sum(dim=0).unsqueeze(-1)
+            intents_Ld = share_NL.T @ hidden_Nd / share_NL.sum(dim=0).clamp_min(_LEAST).unsqueeze(-1)
             items.append(items[-1] @ share_NL if items else share_NL)
             intents.append(intents_Ld)
             if level + 1 < len(self.assign):
@@ -154,7 +154,7 @@ class _Hierarchy(nn.Module):
 
 
 _LEAST = 1e-12
-"""What a divisor is at least."""
+"""What a divisor is at least: an intent may lose all items, and its share of them is 0 in float32 then."""
 
 
 def _entropy(share_YL: Tensor) -> Tensor:

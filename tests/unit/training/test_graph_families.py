@@ -250,6 +250,19 @@ def test_huigns_further_losses_are_of_the_last_rows_and_as_heavy_as_asked(inputs
     torch.testing.assert_close(parts[2], 2 * parts[0] + 3 * parts[1])
 
 
+def test_an_intent_that_no_item_belongs_to_leaves_everything_finite(inputs):
+    model = Huign(HuignConfig(dim=3, intents=(4, 3, 2)), inputs)
+    users, items = torch.tensor([0, 1]), torch.tensor([2, 0])
+    for bias in (-87.0, -100.0, -1e4):
+        with torch.no_grad():
+            for hierarchy in model._hierarchies:
+                for assign in hierarchy.assign:
+                    assign.bias[0] = bias
+        users_BD, items_BD = model.rows(users, items, torch.Generator())
+        torch.autograd.backward((users_BD * items_BD).sum() + model.auxiliary(users, items))
+        assert all(torch.isfinite(one.grad).all() for one in model.parameters())
+
+
 def test_dependence_is_1_of_vectors_that_tell_the_same_and_less_of_others():
     one, drawn = torch.randn(1, 200), torch.randn(6, 200)
     assert dependence(torch.cat([one, 3 * one + 1, -one])).item() == pytest.approx(1, abs=1e-5)
