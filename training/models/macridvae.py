@@ -27,7 +27,7 @@ class MacridVaeConfig(Settings):
 
     kind: Literal["macridvae"] = "macridvae"
     dim: int = Field(64, ge=1, le=1024, description="Width of items, and of what a user wants of a concept.")
-    concepts: int = Field(7, ge=1, le=64, description="Concepts that items belong to; a user has a query for each.")
+    concepts: int = Field(3, ge=1, le=64, description="Concepts that items belong to; a user has a query for each.")
     hidden: int = Field(200, ge=1, le=4096, description="Width of the encoder's hidden layer.")
     history_length: int = Field(
         200, ge=1, le=500, description="L: live histories are cut to the last L items; training reads all."
