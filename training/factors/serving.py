@@ -6,7 +6,7 @@ on. A bundle whose new users or new items would be badly served is refused.
 Legend: `U` users, `I` items, `P` parts, `W` parts that are learned for each item, `S` state width, `D` width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,21 @@ from training.models import (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PartStates:
+    """The parts of a whole catalogue: of trained items as they are learned, of others as they are predicted."""
+
+    states_IPS: Tensor
+    presence_IP: Tensor
+
+    def tables(self, served: ServedById, without: Collection[str] = ()) -> ItemTables:
+        """Return the catalogue as it is served where some parts, by name, are switched off in all items."""
+        off_P = torch.tensor([name in without for name in served.part_names])
+        presence_IP = self.presence_IP & ~off_P
+        items_ID = served.fuse(self.states_IPS, presence_IP)
+        return ItemTables(items_ID, served.exact_rows(self.states_IPS, presence_IP))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Served:
     """What a bundle of an id-based model is made of."""
 
@@ -61,8 +76,20 @@ class Served:
     queries_UD: NDArray[np.float32]
     mask: list[ModalityMask]
     reports: list[StageReport]
+    parts: PartStates
     tables: ItemTables
-    """The catalogue as it is served: trained items with what they learned, others with what is predicted."""
+    """The catalogue as it is served."""
+
+    def tables_without(self, parts: Collection[str]) -> ItemTables:
+        """Return the catalogue as it is served where some parts, by name, are switched off in all items.
+
+        Raises:
+            ValueError: There is no such part.
+        """
+        strange = sorted(set(parts) - set(self.model.part_names))
+        if strange:
+            raise ValueError(f"{strange[0]!r} is not among the parts {list(self.model.part_names)}")
+        return self.parts.tables(self.model, parts)
 
 
 def make_served(
@@ -96,7 +123,8 @@ def make_served(
             cold = ColdItems(
                 imputation=imputation, exposure_ratio=ratio, num_items=balance.num_items, num_users=balance.num_users
             )
-    tables = _as_served(served, model, data)
+    parts = _part_states(served, model, data)
+    tables = parts.tables(served)
     figures = judge_fold_in(model, fold_in, tables, gate, config).model_copy(update={"tried": tried})
     if isinstance(served, ServedTables):
         served.narrow()
@@ -117,6 +145,7 @@ def make_served(
         queries_UD=queries_UD.numpy().astype(np.float32),
         mask=_mask(plan, carry, data, config, catalogue.features),
         reports=reports,
+        parts=parts,
         tables=tables,
     )
 
@@ -140,15 +169,17 @@ def _content(data: FactorData) -> tuple[list[Tensor], Tensor]:
 
 
 def _as_served(served: ServedById, model: IdModel, data: FactorData) -> ItemTables:
-    """Return the catalogue: trained items with what they learned, others with what is predicted."""
+    return _part_states(served, model, data).tables(served)
+
+
+def _part_states(served: ServedById, model: IdModel, data: FactorData) -> PartStates:
     states_IPS, presence_IP = served.project(*_content(data)), served.part_presence(data.presence_IM)
     columns = [served.part_names.index(part) for part in served.warm_parts]
     warm = torch.nonzero(data.degree_I > 0).squeeze(-1)
     if columns:
         states_IPS[warm[:, None], columns] = served.warm_states(model.learned())[warm]
         presence_IP[warm[:, None], columns] = True
-    items_ID = served.fuse(states_IPS, presence_IP)
-    return ItemTables(items_ID, served.exact_rows(states_IPS, presence_IP))
+    return PartStates(states_IPS, presence_IP)
 
 
 def _warm_table(
