@@ -59,25 +59,28 @@ class SlmrecFit(FitStage):
         chance = data.chance(self._number, step)
         users_V, place_V = torch.unique(batch.users_B, return_inverse=True)
         drawn = torch.randint(data.num_items, (family.uniform_negatives,), generator=chance)
-        all_X = torch.cat([batch.items_X, drawn])
-        items_Y, place_X = torch.unique(all_X, return_inverse=True)
-        weight_Y = self._weights(items_Y, torch.bincount(place_X))
+        items_Y, place_X = torch.unique(torch.cat([batch.items_X, drawn]), return_inverse=True)
+        place_B = place_X[: len(batch.items_X)]
         users, items = model.channels(users_V, items_Y)
         told: dict[str, Tensor] = {}
         loss = users.shared_ND.new_zeros(())
         if family.main_weight > 0:
-            users_VD, items_YD = model.fused(users.all(), "users"), model.fused(items.all(), "items")
-            users_VD, items_YD = comparable(users_VD, items_YD, kind=family.scorer, tau=family.tau)
+            users_VD, items_YD = comparable(
+                model.fused(users.all(), "users"), model.fused(items.all(), "items"), kind=family.scorer, tau=family.tau
+            )
             main = among_batch(
                 users_VD,
                 items_YD,
                 place_V_B=place_V,
-                place_Y_B=place_X[: len(batch.items_X)],
-                weight_Y=weight_Y,
+                place_Y_B=place_B,
+                weight_Y=self._weights(items_Y, torch.bincount(place_X), num_pairs=len(batch.items_X)),
                 held_VY=data.holds(users_V, items_Y) if family.mask_positives else None,
             )
             told["main"] = main.detach()
             loss = loss + family.main_weight * main
+        if family.uniform_negatives > 0:  # the tasks are about items of the batch
+            of_batch = torch.unique(place_B)
+            items, items_Y = items.some(of_batch), items_Y[of_batch]
         tasks: list[tuple[str, float, Callable[[], Tensor]]] = [
             ("fac", family.fac_weight, lambda: self._fac(items)),
             ("fm", family.fm_weight, lambda: self._fm(users, items, chance)),
@@ -90,13 +93,13 @@ class SlmrecFit(FitStage):
                 loss = loss + weight * term
         return loss, batch, told
 
-    def _weights(self, items_Y: Tensor, count_Y: Tensor) -> Tensor:
-        """Return what items count as negatives that are so often in the batch, or drawn beside it."""
-        if not self._family.correct_popularity:
+    def _weights(self, items_Y: Tensor, count_Y: Tensor, *, num_pairs: int) -> Tensor:
+        """Return what items count as negatives that are so often among a batch's pairs and what is drawn beside it."""
+        family, data = self._family, self._data
+        if not family.correct_popularity:
             return count_Y.float()
-        data = self._data
-        of_batch_Y = data.degree_I[items_Y] * (self._optim.batch_size / data.num_pairs)
-        return count_Y / (of_batch_Y + self._family.uniform_negatives / data.num_items)
+        expected_Y = data.degree_I[items_Y] * (num_pairs / data.num_pairs) + family.uniform_negatives / data.num_items
+        return count_Y / expected_Y
 
     def _fac(self, items: Channels) -> Tensor:
         return fac(self._model, items.all(), kind=self._family.fac_similarity, tau=self._family.tau_ssl)

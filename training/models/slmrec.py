@@ -108,6 +108,10 @@ class Channels:
         """Return the channels `[N, d]`; one of them may lack what its items have."""
         return [self.shared_ND if c == without else self.shared_ND + own_ND for c, own_ND in enumerate(self.own)]
 
+    def some(self, rows: Tensor) -> "Channels":
+        """Return some of them."""
+        return Channels(F.embedding(rows, self.shared_ND), [F.embedding(rows, own_ND) for own_ND in self.own])
+
 
 class ChannelModel(GraphModel):
     """Channels, fusion, and the two in parts."""

@@ -4,11 +4,20 @@ import pytest
 import torch
 
 from api_schemas.manifest import Modality
+from index.dataset import Dataset
 from tests.unit.training.test_propagation import GOLDEN_ITEMS, GOLDEN_PAIRS, GOLDEN_USERS, graph_of
+from training.config import parse_config
+from training.data.catalogue import Catalogue
+from training.data.conditioning import ConditioningConfig
+from training.data.interactions import read_interactions
+from training.data.split import SplitConfig, make_split
 from training.factors import log_sum
 from training.factors.contrast import agreement, among_batch, comparable, fac, masked_views
+from training.factors.data import FactorData
 from training.factors.encoders import ExactEncoder
+from training.factors.graph_fit import SlmrecFit
 from training.factors.log_sum import log_sum_exp
+from training.factors.plan import Plan
 from training.models import FeatureSpec, GraphInputs, Slmrec, SlmrecConfig
 
 PICTURE, TEXT = [[0.2, 0.7], [-0.6, 0.1], [0.3, 0.3]], [[0.5, -0.4], [0.1, 0.9], [-0.2, 0.2]]
@@ -168,3 +177,49 @@ def test_dropout_leaves_the_mean_and_is_drawn_anew(model, where):
     assert not torch.equal(draws[0], draws[1])
     expected = model.channels(None, BATCH_ITEMS)[1].all()[1]
     torch.testing.assert_close(torch.stack(draws).mean(dim=0), expected, atol=0.01, rtol=0)
+
+
+@pytest.fixture
+def stage(toy_dataset):
+    """The stage that trains SLMRec on the toy, with these settings of the model."""
+    dataset = Dataset.open(toy_dataset)
+    split = make_split(read_interactions(dataset), SplitConfig(kind="interactions"), seed=0)
+    catalogue = Catalogue(dataset)
+    catalogue.condition(ConditioningConfig(kind="raw"))
+    data = FactorData(split.train, split.train_users, catalogue, seed=0)
+
+    def made(*overrides: str) -> SlmrecFit:
+        config = parse_config('[model]\nkind = "slmrec"\ndim = 8\n[optim]\nbatch_size = 100\n', overrides)
+        return Plan(config, data, catalogue.features).stages[0].make(0, {})
+
+    return made
+
+
+def test_corrected_for_popularity_a_small_batch_sums_to_what_the_catalogue_would(stage):
+    """The mean over many batches of a batch's sum, on a model that does not learn."""
+    made = stage("model.correct_popularity=true", "model.mask_positives=false")
+    data = made._data
+    items = torch.arange(data.num_items)[data.degree_I > 0]
+    share = data.degree_I / data.num_pairs
+    drawn = torch.multinomial(share, 200 * 100, replacement=True, generator=torch.Generator().manual_seed(0))
+    total = torch.zeros(data.num_items)
+    for batch in drawn.view(200, 100):
+        found, count = torch.unique(batch, return_counts=True)
+        total[found] += made._weights(found, count, num_pairs=100)
+    torch.testing.assert_close(total[items] / 200, torch.ones(len(items)), atol=0.35, rtol=0)
+
+
+def test_drawn_negatives_are_no_items_of_the_self_supervised_tasks(stage):
+    alone = stage("model.main_weight=0.0", "model.fac_weight=1.0", "model.fm_weight=1.0", "model.fd_weight=1.0")
+    drawn = stage(
+        "model.main_weight=0.0", "model.fac_weight=1.0", "model.fm_weight=1.0", "model.fd_weight=0.0",
+        "model.uniform_negatives=50",
+    )  # fmt: skip
+    torch.testing.assert_close(drawn.losses(3)["fac"], alone.losses(3)["fac"])
+
+
+def test_a_task_without_a_weight_costs_nothing_and_all_of_them_are_told(stage):
+    assert set(stage("model.fac_weight=0.0").losses(0)) == {"total", "main"}
+    told = stage("model.fm_weight=0.5", "model.fd_weight=0.25").losses(0)
+    expected = told["main"] + 0.1 * told["fac"] + 0.5 * told["fm"] + 0.25 * told["fd"]
+    torch.testing.assert_close(told["total"], expected)
