@@ -6,7 +6,8 @@ The plain twins multiply a sparse tensor of all nodes (in coordinates; as anothe
 every channel whole in every step, make all B x B scores of a batch, and leave gradients to autograd. They start from
 the same parameters and read the same batches; their losses have to stay the same while both train, or nothing is timed
 and the exit code is 1. Blocks of steps are timed in turns, so that noise of the machine hits all; a ratio is of one
-round. Exit code 1, too, where the median ratio to the twin in coordinates is below the aim.
+round. Exit code 1, too, where the median ratio to the twin in coordinates is below the aim. Beside other work start it
+with OMP_WAIT_POLICY=passive: threads that spin while they wait for a core cost tens of times the step itself.
 
 Legend: `U` users, `I` items, `N` both, `R` width of a modality, `D` width, `B` pairs of a step, `Y` distinct items, `n`
 negatives of a pair.
@@ -106,7 +107,6 @@ class PlainSlmrec(Plain):
         assert (family.main_weight, family.fm_weight, family.fd_weight, family.uniform_negatives) == (1, 0, 0, 0)
         assert (family.fusion, family.scorer, family.fac_similarity) == ("concat", "cosine", "cosine")
         assert family.mask_positives
-        assert not family.correct_popularity
         data = self.data
         self.family = family
         self.content = [
@@ -128,10 +128,12 @@ class PlainSlmrec(Plain):
         users_BD = model.fuse_users(torch.cat([F.embedding(batch.users_B, users) for users, _ in channels], dim=-1))
         items_BD = model.fuse_items(torch.cat([F.embedding(batch.items_X, items) for _, items in channels], dim=-1))
         logits_BB = F.normalize(users_BD, dim=-1) @ F.normalize(items_BD, dim=-1).T / family.tau
-        own_B = torch.arange(len(logits_BB))
+        expected_B = torch.ones(len(logits_BB))
+        if family.correct_popularity:
+            expected_B = self.data.degree_I[batch.items_X] * (len(logits_BB) / self.data.num_pairs)
         known_BB = self.known_UI[batch.users_B][:, batch.items_X]
-        known_BB[own_B, own_B] = False
-        loss = F.cross_entropy(logits_BB.masked_fill(known_BB, -torch.inf), own_B)
+        held_down_BB = torch.where(known_BB, torch.inf, expected_B.log()).fill_diagonal_(0)
+        loss = F.cross_entropy(logits_BB - held_down_BB, torch.arange(len(logits_BB)))
         rows_Y = torch.unique(batch.items_X)
         anchors_YD, *others = [F.embedding(rows_Y, items) for _, items in channels]
         for onward, space, other_YD in zip(model.onward, model.spaces, others, strict=True):
