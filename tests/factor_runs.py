@@ -5,6 +5,8 @@ from typing import get_args
 
 from index.dataset import Dataset
 from training.config import FactorRun, parse_config
+from training.evaluate_bundle import judged_users
+from training.factors.bundle import write_tables
 from training.factors.trainer import TrainedFactors, train_factors
 from training.models import FactorFamily, GraphFamily
 from training.progress import Unwatched
@@ -48,3 +50,15 @@ def config_of(kind: str, *overrides: str, split: str = "interactions") -> Factor
 def run(config: FactorRun, folder: Path, checkpoints: Path, **options) -> TrainedFactors:
     """Train on a folder."""
     return train_factors(config, Dataset.open(folder), checkpoints=checkpoints, observer=Unwatched(), **options)
+
+
+def publishable(trained: TrainedFactors, config: FactorRun, dataset: Dataset) -> dict:
+    """Return what `publish_bundle` is told of a run, beside the store."""
+    return {
+        "model": trained.served.model,
+        "config": config,
+        "dataset": dataset,
+        "metrics": trained.metrics,
+        "judged": judged_users(dataset, trained.interactions, trained.split.test, config),
+        "extras": lambda path: write_tables(trained.served, path),
+    }

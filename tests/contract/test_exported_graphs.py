@@ -21,14 +21,13 @@ from index.features import ModelInputs, from_dataset, pad_vectors
 from index.item_encoder import ItemEncoder
 from index.ranking import over_queries
 from index.store import ArtifactStore
-from tests.factor_runs import FACTOR_FAMILIES, OWN_ENCODERS, config_of, run
+from tests.factor_runs import FACTOR_FAMILIES, OWN_ENCODERS, config_of, publishable, run
 from tests.id_bundles import without
 from tests.servables import TOYS, toy_model
 from tests.skips import ROOT
 from training.config import RunConfig, parse_config
-from training.evaluate_bundle import judge_bundle, judged_users
+from training.evaluate_bundle import judge_bundle
 from training.export import EXPLAINER_OUTPUTS, graphs_of
-from training.factors.bundle import write_tables
 from training.factors.served import ServedById
 from training.factors.served_concepts import ServedConcepts
 from training.factors.serving import check_servable
@@ -132,15 +131,7 @@ def id_based_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exporte
     config = config_of(kind, f"model.dim={DIM}", f"model.history_length={LENGTH}")
     trained = run(config, dataset.path, store.root / "checkpoints")
     check_servable(trained.served, config)
-    exported = Exported(
-        store,
-        model=trained.served.model,
-        config=config,
-        dataset=dataset,
-        metrics=trained.metrics,
-        judged=judged_users(dataset, trained.interactions, trained.split.test, config),
-        extras=lambda path: write_tables(trained.served, path),
-    )
+    exported = Exported(store, **publishable(trained, config, dataset))
     exported.trained = trained
     return exported
 

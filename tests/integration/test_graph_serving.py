@@ -10,9 +10,8 @@ from index.explain import explain
 from index.rebuild import rebuild
 from index.snapshot import IndexSnapshot
 from index.store import ArtifactStore
+from tests.factor_runs import publishable
 from training.config import ConfigError, parse_config
-from training.evaluate_bundle import judged_users
-from training.factors.bundle import write_tables
 from training.factors.encoders import ExactEncoder
 from training.factors.fold_in import FoldInMap, padded
 from training.factors.serving import check_servable
@@ -55,15 +54,7 @@ def store(made, toy_dataset, tmp_path_factory) -> ArtifactStore:
     store, dataset = ArtifactStore(tmp_path_factory.mktemp("store")), Dataset.open(toy_dataset)
     config = parse_config(RUN)
     check_servable(made.served, config)
-    bundle = publish_bundle(
-        store,
-        model=made.served.model,
-        config=config,
-        dataset=dataset,
-        metrics=made.metrics,
-        judged=judged_users(dataset, made.interactions, made.split.test, config),
-        extras=lambda path: write_tables(made.served, path),
-    )
+    bundle = publish_bundle(store, **publishable(made, config, dataset))
     rebuild(store, bundle_version=bundle, dataset=dataset)
     return store
 

@@ -11,10 +11,9 @@ import torch
 from index.bundle import Bundle
 from index.dataset import Dataset
 from index.store import ArtifactStore
+from tests.factor_runs import publishable
 from training.config import parse_config
-from training.evaluate_bundle import judged_users
 from training.export import export_graphs, graphs_of
-from training.factors.bundle import write_tables
 from training.factors.encoders import AttentionEncoder
 from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.serving import check_servable
@@ -144,15 +143,7 @@ def test_a_trained_encoder_is_kept_if_it_finds_more_and_the_manifest_says_what_w
     assert figures.kind == ("softmax" if figures.tried["softmax"] > figures.tried["affine"] else "affine")
     assert result.served.model.user_map is not None
     dataset, store = Dataset.open(toy_dataset), ArtifactStore(tmp_path / "store")
-    version = publish_bundle(
-        store,
-        model=result.served.model,
-        config=config,
-        dataset=dataset,
-        metrics=result.metrics,
-        judged=judged_users(dataset, result.interactions, result.split.test, config),
-        extras=lambda path: write_tables(result.served, path),
-    )
+    version = publish_bundle(store, **publishable(result, config, dataset))
     path, manifest = store.open_bundle(version)
     assert manifest.fold_in == figures
     assert manifest.explanation_methods[0] == "decomposition"
