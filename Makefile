@@ -74,7 +74,7 @@ demo-check: $(DEMO)/snapshot  ## the same without staying: start the service, sh
 
 test: $(VENV)/.dev  ## every test; a part of them: make test TESTS=tests/unit
 	@command -v redis-server > /dev/null || { echo "The tests need redis-server: apt-get install redis-server (Debian, Ubuntu), brew install redis (macOS)" >&2; exit 1; }
-	@# A thread a worker: those of two workers on two cores spin against each other, for three times as long.
+	@# A thread a worker: those of two workers on two cores spin against each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.dev  ## ruff, formatting, spelling

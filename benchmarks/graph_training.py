@@ -104,7 +104,7 @@ class PlainSlmrec(Plain):
         family = config.model
         assert isinstance(family, SlmrecConfig)
         assert config.optim.l2_scope == "tables", "Adam's weight decay does the L2"
-        assert (family.main_weight, family.fm_weight, family.fd_weight, family.uniform_negatives) == (1, 0, 0, 0)
+        assert (family.main_weight, family.fm_weight, family.fd_weight, family.negatives) == (1, 0, 0, 0)
         assert (family.fusion, family.scorer, family.fac_similarity) == ("concat", "cosine", "cosine")
         assert family.mask_positives
         data = self.data

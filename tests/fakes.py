@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from service.recommend.admission import Admission
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
 from service.recommend.errors import StoreUnavailable
 from service.recommend.job import Answer, Job
 from service.recommend.ports import StoredHistory
+from service.recommend.recommender import Recommender
 from service.recommend.servable import Attribution, EncodedItems
 from service.recommend.types import Event, Filter, ModalityCard, ModelCard, ServedVersion, Subject
 
@@ -292,3 +294,14 @@ class InlineCompute:
     async def alone(self, work, *, deadline: Deadline):
         deadline.check()
         return work()
+
+
+def recommender_of(servable) -> Recommender:
+    """Return a recommender of one servable, with no events, that computes on the loop."""
+    return Recommender(
+        servables=FakeSource(servable),
+        history=FakeStore(),
+        compute=InlineCompute(),
+        admission=Admission(4),
+        store_timeout_s=1.0,
+    )

@@ -211,7 +211,7 @@ class FactorRun(RunConfig):
 
     @model_validator(mode="after")
     def _exact_fold_in_exists(self) -> Self:
-        if self.serving.fold_in == "exact" and not getattr(self.model, "has_exact_fold_in", False):
+        if self.serving.fold_in == "exact" and not self.model.has_exact_fold_in:
             raise ValueError(f"serving.fold_in = exact: {self.model.kind} reads no user by itself")
         return self
 

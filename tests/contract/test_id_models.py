@@ -19,13 +19,12 @@ from index.item_encoder import ItemEncoder
 from index.rebuild import rebuild
 from index.snapshot import IndexSnapshot
 from index.store import ArtifactStore
-from service.recommend.admission import Admission
 from service.recommend.deadline import Deadline
 from service.recommend.recommender import Recommender
 from service.recommend.types import HistoryItem, ItemId, Query, session_subject, user_subject
 from service.runtime.servable import load_servable
 from tests import bundles
-from tests.fakes import FakeSource, FakeStore, InlineCompute
+from tests.fakes import recommender_of
 from tests.id_bundles import MASK, id_reference, make_id_bundle, without, without_any_content
 
 LATER = Deadline.after(3_600.0)
@@ -79,13 +78,7 @@ def servable(store, version):
 
 @pytest.fixture(scope="module")
 def recommender(servable) -> Recommender:
-    return Recommender(
-        servables=FakeSource(servable),
-        history=FakeStore(),
-        compute=InlineCompute(),
-        admission=Admission(4),
-        store_timeout_s=1.0,
-    )
+    return recommender_of(servable)
 
 
 def test_a_catalogue_holds_learned_parts_for_known_items_and_imputed_ones_for_others(snapshot, model, data):

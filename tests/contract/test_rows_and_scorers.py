@@ -19,12 +19,10 @@ from index.explain import METHODS
 from index.rebuild import rebuild
 from index.snapshot import IndexSnapshot
 from index.store import ArtifactStore
-from service.recommend.admission import Admission
 from service.recommend.deadline import Deadline
-from service.recommend.recommender import Recommender
 from service.recommend.types import HistoryItem, ItemId, Query
 from service.runtime.servable import load_servable
-from tests.fakes import FakeSource, FakeStore, InlineCompute
+from tests.fakes import recommender_of
 from tests.servables import OWN_ROWS, TOYS, H, Q, toy_model
 from training.config import parse_config
 from training.data.catalogue import Catalogue
@@ -55,13 +53,7 @@ class Served:
         self.bundle = Bundle.open(store.open_bundle(version)[0])
         self.store, self.snapshot = store, rebuild(store, bundle_version=version, dataset=data).version
         self.servable = load_servable(store, self.snapshot)
-        self.recommender = Recommender(
-            servables=FakeSource(self.servable),
-            history=FakeStore(),
-            compute=InlineCompute(),
-            admission=Admission(4),
-            store_timeout_s=1.0,
-        )
+        self.recommender = recommender_of(self.servable)
         features, presence = Catalogue(data).inputs()
         with torch.no_grad():
             self.items = self.model.encode_items(features, presence)

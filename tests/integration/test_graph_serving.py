@@ -148,7 +148,7 @@ def test_a_new_items_modalities_are_read_from_themselves_alone(made):
     assert not model.project(features, lacking)[:, 0].any()
 
 
-def test_a_trained_map_of_the_exact_rows_starts_as_the_exact_fold_in(made):
+def test_a_user_is_the_offset_and_the_rows_over_the_root_of_their_number(made):
     encoder = made.served.fold_in.encoder
     assert isinstance(encoder, ExactEncoder)
     rows, mask = padded([np.array([3, 7, 11])], length=LENGTH)

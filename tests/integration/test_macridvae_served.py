@@ -10,16 +10,13 @@ from index.explain import METHODS
 from index.rebuild import rebuild
 from index.snapshot import IndexSnapshot
 from index.store import ArtifactStore
-from service.recommend.admission import Admission
 from service.recommend.deadline import Deadline
-from service.recommend.recommender import Recommender
 from service.recommend.types import HistoryItem, ItemId, Query, user_subject
 from service.runtime.servable import load_servable
-from tests.factor_runs import config_of, run
-from tests.fakes import FakeSource, FakeStore, InlineCompute
+from tests.factor_runs import config_of, publishable, run
+from tests.fakes import recommender_of
 from training.evaluate import score_catalogue
-from training.evaluate_bundle import judge_bundle, judged_users
-from training.factors.bundle import write_tables
+from training.evaluate_bundle import judge_bundle
 from training.factors.serving import check_servable
 from training.publish import publish_bundle
 
@@ -36,26 +33,12 @@ class Served:
         config = config_of("macridvae", f"model.history_length={LENGTH}", f"model.concepts={CONCEPTS}")
         self.trained = run(config, folder, store.root / "checkpoints")
         check_servable(self.trained.served, config)
-        version = publish_bundle(
-            store,
-            model=self.trained.served.model,
-            config=config,
-            dataset=self.data,
-            metrics=self.trained.metrics,
-            judged=judged_users(self.data, self.trained.interactions, self.trained.split.test, config),
-            extras=lambda path: write_tables(self.trained.served, path),
-        )
+        version = publish_bundle(store, **publishable(self.trained, config, self.data))
         self.bundle = Bundle.open(store.open_bundle(version)[0])
         snapshot = rebuild(store, bundle_version=version, dataset=self.data).version
         self.snapshot = IndexSnapshot.open(*store.open_snapshot(snapshot))
         self.servable = load_servable(store, snapshot)
-        self.recommender = Recommender(
-            servables=FakeSource(self.servable),
-            history=FakeStore(),
-            compute=InlineCompute(),
-            admission=Admission(4),
-            store_timeout_s=1.0,
-        )
+        self.recommender = recommender_of(self.servable)
 
     def scores(self, past) -> np.ndarray:
         served = self.trained.served

@@ -6,14 +6,12 @@ import pytest
 from index.dataset import Dataset
 from index.features import from_dataset
 from index.store import ArtifactStore
-from service.recommend.admission import Admission
 from service.recommend.deadline import Deadline
 from service.recommend.errors import InvalidQuery
-from service.recommend.recommender import Recommender
 from service.recommend.types import Filter, HistoryItem, ItemId, Query
 from service.runtime.servable import LoadedServable, load_servable
 from tests.bundles import Reference, make_snapshot, reference
-from tests.fakes import FakeSource, FakeStore, InlineCompute
+from tests.fakes import recommender_of
 
 LATER = Deadline.after(3_600.0)
 LENGTH = 6
@@ -32,13 +30,7 @@ class Bench:
         self.encoded = self.model.encode_items(
             from_dataset(data, slice(None), self.servable._bundle.manifest.modalities)
         )
-        self.recommender = Recommender(
-            servables=FakeSource(self.servable),
-            history=FakeStore(),
-            compute=InlineCompute(),
-            admission=Admission(4),
-            store_timeout_s=1.0,
-        )
+        self.recommender = recommender_of(self.servable)
 
     def scores(self, rows) -> np.ndarray:
         history = np.zeros((1, LENGTH, self.model.history_dim), dtype=np.float32)

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from service.recommend import sources
-from service.recommend.admission import Admission
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
 from service.recommend.job import Job
 from service.recommend.ports import StoredHistory
-from service.recommend.recommender import Recommender
 from service.recommend.types import Filter, HistoryItem, ItemId, Query, user_subject
-from tests.fakes import WIDTHS, FakeServable, FakeSource, FakeStore, InlineCompute
+from tests.fakes import WIDTHS, FakeServable, recommender_of
 
 NUM_ITEMS = 24
 SERVABLE = FakeServable(NUM_ITEMS, length=4)
@@ -120,13 +118,7 @@ def test_jobs_answered_together_get_what_each_gets_alone(together):
 @given(queries, st.sampled_from(["none", "summary", "full"]))
 @settings(max_examples=60, deadline=None)
 def test_a_whole_answer_is_well_formed_and_the_same_again(query, level):
-    recommender = Recommender(
-        servables=FakeSource(SERVABLE),
-        history=FakeStore(),
-        compute=InlineCompute(),
-        admission=Admission(1),
-        store_timeout_s=1.0,
-    )
+    recommender = recommender_of(SERVABLE)
     query = replace(query, explain=level)
     first = asyncio.run(recommender.recommend(query, deadline=NEVER))
     second = asyncio.run(recommender.recommend(query, deadline=NEVER))
@@ -144,13 +136,7 @@ def test_a_whole_answer_is_well_formed_and_the_same_again(query, level):
 @given(known_ids, st.integers(1, NUM_ITEMS + 5), st.sampled_from([None, "visual", "text"]), filters)
 @settings(max_examples=60, deadline=None)
 def test_similar_and_popular_items_pass_the_filter_too(item_id, k, modality, restriction):
-    recommender = Recommender(
-        servables=FakeSource(SERVABLE),
-        history=FakeStore(),
-        compute=InlineCompute(),
-        admission=Admission(1),
-        store_timeout_s=1.0,
-    )
+    recommender = recommender_of(SERVABLE)
     allowed = {f"i{row}" for row in np.flatnonzero(SERVABLE.select(restriction).mask_N)}
     similar = asyncio.run(recommender.similar(item_id, k=k, modality=modality, restriction=restriction, deadline=NEVER))
     popular = asyncio.run(recommender.popular(k=k, restriction=restriction, deadline=NEVER))

@@ -2,8 +2,7 @@
 
 Gradients need nothing but the same three operations: that of a weighted sum with respect to its weights is an inner
 product for each edge, and that of an inner product is a weighted sum on either side. So nothing as large as edges times
-width is ever made. Inner products run as torch's sampled product: for 410 000 edges of width 64 in 4 ms on one core
-instead of 70 to 270 ms.
+width is ever made. Inner products run as torch's sampled product, many times as fast as gathering both ends.
 
 Legend: `U` users, `I` items, `E` edges, `N` nodes of a side, `S` segments, `D` width.
 """

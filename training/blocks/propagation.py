@@ -1,8 +1,8 @@
 """Messages over the graph of interactions: a sparse matrix that is constant, times dense tables that are learned.
 
-The products run as bags of embeddings, the sums of table rows that torch has a fast kernel for: on 2 cores a tenth of
-the time of a sparse tensor in coordinates. A product's gradient is the product with the transposed matrix, which is
-laid out once, too.
+The products run as bags of embeddings, the sums of table rows that torch has a fast kernel for, many
+times as fast as its sparse tensors (`benchmarks/graph_training.py`). A product's gradient is the product with the
+transposed matrix, which is laid out once, too.
 
 Legend: `U` users, `I` items, `N` rows, `X` columns, `E` entries, `D` width.
 """

@@ -58,7 +58,7 @@ class SlmrecFit(FitStage):
         batch = data.pair_batch(self._number, step, size=self._optim.batch_size, num_negatives=0)
         chance = data.chance(self._number, step)
         users_V, place_V = torch.unique(batch.users_B, return_inverse=True)
-        drawn = torch.randint(data.num_items, (family.uniform_negatives,), generator=chance)
+        drawn = torch.randint(data.num_items, (family.negatives,), generator=chance)
         items_Y, place_X = torch.unique(torch.cat([batch.items_X, drawn]), return_inverse=True)
         place_B = place_X[: len(batch.items_X)]
         users, items = model.channels(users_V, items_Y)
@@ -78,7 +78,7 @@ class SlmrecFit(FitStage):
             )
             told["main"] = main.detach()
             loss = loss + family.main_weight * main
-        if family.uniform_negatives > 0:  # the tasks are about items of the batch
+        if family.negatives > 0:  # the tasks are about items of the batch
             of_batch = torch.unique(place_B)
             items, items_Y = items.some(of_batch), items_Y[of_batch]
         tasks: list[tuple[str, float, Callable[[], Tensor]]] = [
@@ -98,7 +98,7 @@ class SlmrecFit(FitStage):
         family, data = self._family, self._data
         if not family.correct_popularity:
             return count_Y.float()
-        expected_Y = data.degree_I[items_Y] * (num_pairs / data.num_pairs) + family.uniform_negatives / data.num_items
+        expected_Y = data.degree_I[items_Y] * (num_pairs / data.num_pairs) + family.negatives / data.num_items
         return count_Y / expected_Y
 
     def _fac(self, items: Channels) -> Tensor:

@@ -55,7 +55,7 @@ def choose_fold_in(
         return affine, {}
     found: dict[str, float] = {}
     closed = [affine]
-    if isinstance(model, GraphModel) and model.history_parts() is not None:
+    if isinstance(model, GraphModel) and tables.rows_IH is not None:
         users = torch.from_numpy(_fitted_users(data, gate))
         length = config.model.history_length
         closed.insert(0, exact_map(model.fold_in_offset(), model.users(users), history_length=length))

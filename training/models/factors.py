@@ -39,6 +39,8 @@ class FactorSettings(Settings):
     """What every id-based family can be told."""
 
     layout: ClassVar[Layout] = Layout()
+    has_exact_fold_in: ClassVar[bool] = False
+    """Whether the family reads users from histories by itself."""
 
     dim: int = Field(64, ge=1, le=1024, description="Width of the ids' piece of a vector, and of the content's piece.")
     history_length: int = Field(100, ge=1, le=500, description="L: live histories are cut to the last L items.")

@@ -58,7 +58,7 @@ class GraphSettings(Settings):
     """What every graph family can be told."""
 
     has_exact_fold_in: ClassVar[bool] = False
-    """Whether `GraphModel.history_parts` gives rows."""
+    """Whether the family reads users from histories by itself: `GraphModel.history_parts` gives rows then."""
 
     dim: int = Field(64, ge=1, le=1024, description="Width of the tables of users and items.")
     layers: int = Field(3, ge=1, le=10, description="Steps of propagation.")

@@ -24,6 +24,7 @@ class MacridVaeConfig(Settings):
     """What MacridVAE can be told."""
 
     has_exact_fold_in: ClassVar[bool] = True
+    """Its own encoder; there is no other."""
 
     kind: Literal["macridvae"] = "macridvae"
     dim: int = Field(64, ge=1, le=1024, description="Width of items, and of what a user wants of a concept.")

@@ -75,7 +75,7 @@ class SlmrecConfig(ChannelSettings):
         description="Divide what a negative counts by how often it is expected in a batch (logQ): else popular items "
         "are held down for being in many.",
     )
-    uniform_negatives: int = Field(0, ge=0, le=1_000_000, description="Random items that join those of the batch.")
+    negatives: int = Field(0, ge=0, le=1_000_000, description="Random items that join those of the batch.")
     fac_similarity: Literal["cosine", "dot"] = Field("cosine", description="Of FAC; published code has dot.")
     dropout: float = Field(0.3, ge=0, lt=1, description="Of FD.")
     dropped: Literal["messages", "features"] = Field(

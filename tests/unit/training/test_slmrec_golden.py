@@ -213,7 +213,7 @@ def test_drawn_negatives_are_no_items_of_the_self_supervised_tasks(stage):
     alone = stage("model.main_weight=0.0", "model.fac_weight=1.0", "model.fm_weight=1.0", "model.fd_weight=1.0")
     drawn = stage(
         "model.main_weight=0.0", "model.fac_weight=1.0", "model.fm_weight=1.0", "model.fd_weight=0.0",
-        "model.uniform_negatives=50",
+        "model.negatives=50",
     )  # fmt: skip
     torch.testing.assert_close(drawn.losses(3)["fac"], alone.losses(3)["fac"])
 
