@@ -20,8 +20,8 @@ RelativePath = Annotated[
 Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
-GraphName = Literal["item_encoder", "state_encoder", "user_encoder", "explainer"]
-Scorer = Literal["max", "logsumexp"]
+GraphName = Literal["item_encoder", "state_encoder", "user_encoder", "explainer", "ranker"]
+Scorer = Literal["max", "logsumexp", "ranker"]
 ExplanationMethod = Literal["interest_gradient", "grad_x_input", "decomposition", "occlusion", "shapley"]
 
 
@@ -229,7 +229,10 @@ class BundleManifest(OnDisk):
     scorer: Scorer = Field(
         default="max",
         description="What a user's inner products with an item make together: the largest, or the log of the sum of"
-        " their exponentials.",
+        " their exponentials. ranker: no inner product is taken, the graph of that name scores the two vectors.",
+    )
+    query_dim: int | None = Field(
+        default=None, ge=1, description="Width of a query where a ranker reads it; null: that of a candidate."
     )
     history_is_candidate: bool = Field(description="History row and candidate vector are one: stored once.")
     graphs: dict[GraphName, GraphSpec]
@@ -257,6 +260,24 @@ class BundleManifest(OnDisk):
         """The names of an item's states, in order."""
         return _part_names(self.modalities, self.parts)
 
+    @property
+    def is_ranker(self) -> bool:
+        """Whether the model orders candidates that another one has retrieved, and retrieves none itself."""
+        return self.scorer == "ranker"
+
+    @property
+    def width_of_queries(self) -> int:
+        """Width of a query."""
+        return self.query_dim or self.dim
+
+    @model_validator(mode="after")
+    def _scorer_and_graphs_fit(self) -> Self:
+        if self.is_ranker != ("ranker" in self.graphs):
+            raise ValueError(f"scorer: is {self.scorer}, but the graphs are {sorted(self.graphs)}")
+        if self.query_dim is not None and not self.is_ranker:
+            raise ValueError("query_dim: only a ranker's queries have a width of their own")
+        return self
+
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         _check_parts(self.modalities, self.parts)
@@ -266,7 +287,7 @@ class BundleManifest(OnDisk):
                 raise ValueError(f"warm.parts: {strange[0]!r} is not one of the parts {list(self.part_names)}")
             if len(set(self.warm.parts)) != len(self.warm.parts):
                 raise ValueError(f"warm.parts: the names repeat: {self.warm.parts}")
-        if self.known_users is not None and self.state_dim < self.dim:
+        if self.known_users is not None and not self.is_ranker and self.state_dim < self.dim:
             raise ValueError(
                 f"known_users: state_dim is {self.state_dim} and dim {self.dim}, but where users are learned a state"
                 " starts with what the part adds to the item's vector"
