@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from training.factors.contrast import agreement, among_batch, comparable, fac, masked_views
+from training.factors.contrast import View, agreement, among_batch, comparable, fac, masked_views
 from training.factors.data import FactorBatch
 from training.factors.fit import Fit, FitStage
 from training.factors.losses import bpr
@@ -84,7 +84,7 @@ class SlmrecFit(FitStage):
         tasks: list[tuple[str, float, Callable[[], Tensor]]] = [
             ("fac", family.fac_weight, lambda: self._fac(items)),
             ("fm", family.fm_weight, lambda: self._fm(users, items, chance)),
-            ("fd", family.fd_weight, lambda: self._fd(users_V, items_Y, chance)),
+            ("fd", family.fd_weight, lambda: self._fd(users, items, (users_V, items_Y), chance)),
         ]
         for name, weight, task in tasks:
             if weight > 0:
@@ -108,10 +108,12 @@ class SlmrecFit(FitStage):
         first, second = torch.randperm(self._model.num_channels, generator=chance)[:2].tolist()
         return agreement(self._model, masked_views(users, items, (first, second)), tau=self._family.tau_ssl)
 
-    def _fd(self, users_V: Tensor, items_Y: Tensor, chance: torch.Generator) -> Tensor:
-        family = self._family
-        first, second = (
-            self._model.dropped(users_V, items_Y, share=family.dropout, where=family.dropped, chance=chance)
-            for _ in range(2)
-        )
-        return agreement(self._model, (first, second), tau=family.tau_ssl)
+    def _fd(self, users: Channels, items: Channels, rows: tuple[Tensor, Tensor], chance: torch.Generator) -> Tensor:
+        family, model = self._family, self._model
+
+        def view() -> View:
+            if family.dropped == "messages":
+                return model.without_messages(*rows, share=family.dropout, chance=chance)
+            return model.without_features(users, items, *rows, share=family.dropout, chance=chance)
+
+        return agreement(model, (view(), view()), tau=family.tau_ssl)

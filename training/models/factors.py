@@ -49,7 +49,7 @@ class FactorSettings(Settings):
     )
     init_std: float = Field(0.1, gt=0, le=10, description="Deviation of the normal law that all weights start from.")
 
-    def build(self, features: FeatureSpec, *, num_users: int, num_items: int) -> "FactorModel":
+    def build(self, features: FeatureSpec, *, num_users: int, num_items: int) -> LearnedUsers:
         """Return freshly initialised tables for these users, items and modalities.
 
         Raises:
@@ -143,13 +143,5 @@ class FactorModel(LearnedUsers):
 
 
 def _used_columns(features: FeatureSpec, names: tuple[str, ...] | None) -> Tensor:
-    known = [modality.name for modality in features.modalities]
-    strange = sorted(set(names or ()) - set(known))
-    if strange:
-        raise ValueError(f"model.modalities: {strange[0]!r} is not among the data set's {known}")
-    return torch.cat(
-        [
-            torch.full((modality.dim,), names is None or modality.name in names, dtype=torch.bool)
-            for modality in features.modalities
-        ]
-    )
+    used = features.columns(names)
+    return torch.cat([torch.full((one.dim,), m in used, dtype=torch.bool) for m, one in enumerate(features.modalities)])

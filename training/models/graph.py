@@ -33,18 +33,6 @@ class GraphInputs:
     """`[I, R_m]` of each modality, zero where an item lacks it."""
     presence_IM: Tensor
 
-    def used(self, names: tuple[str, ...] | None) -> list[int]:
-        """Return the columns of the modalities that are asked for; None asks for all.
-
-        Raises:
-            ValueError: The data set lacks one.
-        """
-        known = [modality.name for modality in self.features.modalities]
-        strange = sorted(set(names or ()) - set(known))
-        if strange:
-            raise ValueError(f"model.modalities: {strange[0]!r} is not among the data set's {known}")
-        return [m for m, name in enumerate(known) if names is None or name in names]
-
     def unit_content(self, column: int) -> Tensor:
         """Return one modality's vectors at length 1 `[I, R_m]`, zero where absent."""
         return F.normalize(self.content[column], dim=-1)

@@ -20,6 +20,18 @@ class FeatureSpec:
 
     modalities: tuple[Modality, ...]
 
+    def columns(self, names: tuple[str, ...] | None) -> list[int]:
+        """Return the places of the modalities that are asked for, as `model.modalities`; None asks for all.
+
+        Raises:
+            ValueError: The data set lacks one.
+        """
+        known = [modality.name for modality in self.modalities]
+        strange = sorted(set(names or ()) - set(known))
+        if strange:
+            raise ValueError(f"model.modalities: {strange[0]!r} is not among the data set's {known}")
+        return [m for m, name in enumerate(known) if names is None or name in names]
+
 
 def over_queries(products: Tensor, *, dim: int, scorer: Scorer) -> Tensor:
     """Return the scores of inner products that lie, one for each query of a user, along `dim` (`index.ranking` too)."""

@@ -90,7 +90,7 @@ class SlmrecConfig(ChannelSettings):
         Raises:
             ValueError: FAC or FM has a weight, and there is no modality to it.
         """
-        if not inputs.used(self.modalities) and (self.fac_weight > 0 or self.fm_weight > 0):
+        if not inputs.features.columns(self.modalities) and (self.fac_weight > 0 or self.fm_weight > 0):
             raise ValueError("model.modalities: is empty, and fac_weight and fm_weight need at least one")
         return Slmrec(self, inputs)
 
@@ -123,7 +123,7 @@ class ChannelModel(GraphModel):
         self._layers, self._step = config.layers, inputs.graph.operator()
         self.is_cosine = config.scorer == "cosine"
         self._received_I1 = received(inputs.graph.degree_I, layers=config.layers)
-        self._columns = inputs.used(config.modalities)
+        self._columns = inputs.features.columns(config.modalities)
         contents = [inputs.with_presence(column) for column in self._columns]
         self.projections = nn.ParameterList([projection(one.shape[1], config.dim) for one in contents])
         self.content = [_Content(one, self._step, layers=config.layers) for one in contents]
@@ -233,32 +233,44 @@ class Slmrec(ChannelModel):
         self.spaces = nn.ModuleList([nn.Linear(config.dim, width) for width in widths])
         """From each modality to its space."""
 
-    def dropped(
-        self,
-        users_B: Tensor,
-        items_Y: Tensor,
-        *,
-        share: float,
-        where: Literal["messages", "features"],
-        chance: torch.Generator,
+    def without_messages(
+        self, users_B: Tensor, items_Y: Tensor, *, share: float, chance: torch.Generator
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return some users and items in all channels, some of what they are made of dropped at random (FD).
+        """Return some users and some items in all channels, some messages dropped at random after each layer (FD).
 
         Each channel loses other messages, so nothing is shared or done beforehand: this costs C full propagations.
         """
         content = [one.projected(weight_dR) for one, weight_dR in zip(self.content, self.projections, strict=True)]
-        if where == "features":
-            content = [dropout(one, share=share, chance=chance) for one in content]
         nodes = Nodes(self.users_UD.repeat(1, self.num_channels), torch.cat([self.ids_IF, *content], dim=-1))
         users_UZ, items_IZ = nodes
         for _ in range(self._layers):
-            nodes = self._step(nodes)
-            if where == "messages":
-                nodes = Nodes(*(dropout(one, share=share, chance=chance) for one in nodes))
+            nodes = Nodes(*(dropout(one, share=share, chance=chance) for one in self._step(nodes)))
             users_UZ, items_IZ = users_UZ + nodes.users_UD, items_IZ + nodes.items_ID
         users_BZ, items_YZ = F.embedding(users_B, users_UZ), F.embedding(items_Y, items_IZ)
         count, width = self._layers + 1, self.users_UD.shape[1]
         return list(torch.split(users_BZ / count, width, dim=-1)), list(torch.split(items_YZ / count, width, dim=-1))
+
+    def without_features(
+        self,
+        users: Channels,
+        items: Channels,
+        users_B: Tensor,
+        items_Y: Tensor,
+        *,
+        share: float,
+        chance: torch.Generator,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the same users and items where some of all items' content is dropped before it is propagated (FD).
+
+        What comes from the tables of users and ids stays, and is not propagated again.
+        """
+        own_users, own_items = [users.own[0]], [items.own[0]]
+        for one, weight_dR in zip(self.content, self.projections, strict=True):
+            content_Id = dropout(one.projected(weight_dR), share=share, chance=chance)
+            mean = self._step.mean_of_items(content_Id, self._layers)
+            own_users.append(F.embedding(users_B, mean.users_UD))
+            own_items.append(F.embedding(items_Y, mean.items_ID))
+        return Channels(users.shared_ND, own_users).all(), Channels(items.shared_ND, own_items).all()
 
 
 class _Content:

@@ -162,9 +162,18 @@ def test_under_cosine_both_sides_have_length_1():
         torch.testing.assert_close(table.norm(dim=-1), torch.ones(len(table)))
 
 
-def test_without_dropout_the_two_ways_through_the_channels_agree(model):
+def view_of(model, where, *, share, chance):
+    """Return one of FD's views of the batch."""
+    if where == "messages":
+        return model.without_messages(BATCH_USERS, BATCH_ITEMS, share=share, chance=chance)
+    channels = model.channels(BATCH_USERS, BATCH_ITEMS)
+    return model.without_features(*channels, BATCH_USERS, BATCH_ITEMS, share=share, chance=chance)
+
+
+@pytest.mark.parametrize("where", ["messages", "features"])
+def test_without_dropout_the_two_ways_through_the_channels_agree(model, where):
     users, items = model.channels(BATCH_USERS, BATCH_ITEMS)
-    dropped = model.dropped(BATCH_USERS, BATCH_ITEMS, share=0.0, where="messages", chance=torch.Generator())
+    dropped = view_of(model, where, share=0.0, chance=torch.Generator())
     for plain, one in zip((users.all(), items.all()), dropped, strict=True):
         for left, right in zip(plain, one, strict=True):
             torch.testing.assert_close(left, right)
@@ -173,7 +182,7 @@ def test_without_dropout_the_two_ways_through_the_channels_agree(model):
 @pytest.mark.parametrize("where", ["messages", "features"])
 def test_dropout_leaves_the_mean_and_is_drawn_anew(model, where):
     chance = torch.Generator().manual_seed(0)
-    draws = [model.dropped(BATCH_USERS, BATCH_ITEMS, share=0.3, where=where, chance=chance)[1][1] for _ in range(4000)]
+    draws = [view_of(model, where, share=0.3, chance=chance)[1][1] for _ in range(4000)]
     assert not torch.equal(draws[0], draws[1])
     expected = model.channels(None, BATCH_ITEMS)[1].all()[1]
     torch.testing.assert_close(torch.stack(draws).mean(dim=0), expected, atol=0.01, rtol=0)
