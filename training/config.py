@@ -18,6 +18,7 @@ from training.data.conditioning import ConditioningConfig
 from training.data.negatives import FullSoftmaxConfig, NegativesConfig
 from training.data.split import SplitConfig
 from training.models import ContentFamily, IdFamily, InvrlConfig, MacridVaeConfig, ModelConfig
+from training.pretraining.settings import FeaturesConfig, RawFeatures
 from training.settings import Settings
 
 MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
@@ -143,6 +144,10 @@ class RunConfig(Settings):
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Of initialisation, sampling, and the split.")
     model: ModelConfig
+    features: FeaturesConfig = Field(
+        RawFeatures(),
+        description="What the model reads of content: conditioned vectors, or what pretraining makes of it.",
+    )
     split: SplitConfig = SplitConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
@@ -219,6 +224,8 @@ class FactorRun(RunConfig):
     def _masks_are_of_raw_dimensions(self) -> Self:
         if isinstance(self.model, InvrlConfig) and self.conditioning.kind == "whiten":
             raise ValueError("conditioning.kind = whiten would mask directions; invrl masks raw dimensions: raw, scale")
+        if isinstance(self.model, InvrlConfig) and self.features.kind != "raw":
+            raise ValueError(f"features.kind = {self.features.kind}: invrl masks raw dimensions, and these are others")
         return self
 
 

@@ -25,6 +25,7 @@ from training.data.split import HeldOut, Split, make_split
 from training.evaluate import Judged, judge_model, means
 from training.models import ContentModel
 from training.objective import Objective
+from training.pretraining.features import prepare
 from training.progress import Observer
 from training.schedule import Schedule, augment_of
 
@@ -164,7 +165,7 @@ class _Parts:
         interactions = read_interactions(dataset)
         split = make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen)
         catalogue = Catalogue(dataset, device=device)
-        catalogue.condition(config.conditioning)
+        prepare(catalogue, config.conditioning, config.features, seed=config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = config.model.build(catalogue.features).to(device)

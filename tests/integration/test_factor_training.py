@@ -64,6 +64,10 @@ def test_every_shipped_configuration_trains(path, toy_dataset, tmp_path):
         short += ["model.iterations=1", "model.partition.rounds=1", "model.masking.epochs=1"]
     if "cb2cf" in path.stem:
         short += ["model.network.epochs=1"]
+    if "pamd" in path.stem:
+        short += ["model.pretraining.max_steps=5"]
+    if "corr-ae" in path.stem:
+        short += ["features.pretraining.max_steps=5"]
     trained = run(load_config(path, short), toy_dataset, tmp_path)
     assert trained.state.reports[0].steps == 5
 

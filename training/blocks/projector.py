@@ -18,9 +18,10 @@ class ModalityProjector(nn.Module):
     Initialised for inputs whose numbers have a mean square of 1, which `training.data.conditioning` sees to.
     """
 
-    def __init__(self, dims: Sequence[int], *, state_dim: int) -> None:
+    def __init__(self, dims: Sequence[int], *, state_dim: int, bias: bool = True) -> None:
         super().__init__()
-        self.linears = nn.ModuleList([nn.Linear(dim, state_dim) for dim in dims])
+        self.linears = nn.ModuleList([nn.Linear(dim, state_dim, bias=bias) for dim in dims])
+        self._has_bias = bias
 
     @torch.no_grad()
     def assign(self, m: int, *, weight_SD: Tensor, bias_S: Tensor) -> None:
@@ -44,8 +45,14 @@ class ModalityProjector(nn.Module):
             # Without an initialisation, which would draw from the caller's random numbers.
             new = nn.Linear(basis_DR.shape[0], old.out_features, device="meta").to_empty(device=old.weight.device)
             new.weight.copy_(weight_SD)
-            new.bias.copy_(old.bias - weight_SD @ mean_D.double())
+            moved_S = weight_SD @ mean_D.double()
+            new.bias.copy_(old.bias - moved_S if self._has_bias else -moved_S)
             self.linears[m] = new
+        self._has_bias = True
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return each modality's A_m `[S, D_m]`."""
+        return [linear.get_parameter("weight") for linear in self.linears]
 
     def forward(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return the states `[B, M, S]`.

@@ -48,7 +48,10 @@ class Catalogue:
 
     def condition(self, config: ConditioningConfig) -> None:
         """Fit a map on the raw vectors and give mapped ones from now on."""
-        maps = fit(config, self.chunks(), dims=[modality.dim for modality in self._modalities])
+        self.take(fit(config, self.chunks(), dims=[modality.dim for modality in self._modalities]))
+
+    def take(self, maps: list[InputMap]) -> None:
+        """Give mapped vectors from now on, in place of raw ones: one map for each modality."""
         if self._resident is not None:
             features, presence_NM = self._resident
             self._resident = [one(raw) for one, raw in zip(maps, features, strict=True)], presence_NM

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from training.factors.data import FactorBatch
 from training.factors.fit import Fit, FitStage
-from training.factors.losses import bpr, item_neighbours
+from training.factors.losses import bpr, item_neighbours, pointwise
 from training.factors.ultragcn import UltraGcnLoss, negatives_of
-from training.models import FactorModel, PairwiseSettings, UltraGcnSettings
+from training.models import LearnedUsers, PairwiseSettings, PamdConfig, UltraGcnSettings
 
 
 class FactorFit(FitStage):
-    """What both share."""
+    """What all share."""
 
-    _model: FactorModel
+    _model: LearnedUsers
 
     def _vectors(self, batch: FactorBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return vectors of the users, of the positives, and of the negatives `[N, D]` or `[X, n, D]`."""
@@ -35,11 +35,12 @@ class FactorFit(FitStage):
 
 
 class PairwiseFit(FactorFit):
-    """BPR: each pair before some random items."""
+    """Each pair before some random items (BPR), or pairs and random items each by themselves (PAMD's option)."""
 
     def __init__(self, fit: Fit, family: PairwiseSettings) -> None:
         super().__init__(fit, rows=fit.data.num_pairs)
         self._num_negatives = family.negatives
+        self._loss = pointwise if isinstance(family, PamdConfig) and family.loss == "bce" else bpr
 
     def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
         batch = self._data.pair_batch(
@@ -48,8 +49,21 @@ class PairwiseFit(FactorFit):
         users_BD, positives_BD, negatives_BnD = self._vectors(batch)
         positive_B = (users_BD * positives_BD).sum(dim=-1)
         negative_Bn = (negatives_BnD @ users_BD.unsqueeze(-1)).squeeze(-1)
-        loss = bpr(positive_B, negative_Bn).mean()
-        return loss, batch, {"bpr": loss.detach()}
+        loss = self._loss(positive_B, negative_Bn).mean()
+        return loss, batch, {self._loss.__name__: loss.detach()}
+
+
+class PamdFit(PairwiseFit):
+    """The same, where the encoder of content is pretrained and learns at a rate of its own."""
+
+    def __init__(self, fit: Fit, family: PamdConfig) -> None:
+        super().__init__(fit, family)
+        self._encoder_lr = family.encoder_lr
+
+    def groups(self) -> list[dict[str, object]]:
+        """Return users and ids, and the encoder."""
+        tables, shared = super().groups()
+        return [tables, {**shared, "lr": self._encoder_lr}]
 
 
 class UltraGcnFit(FactorFit):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.config import FactorRun
 from training.factors.data import FactorBatch, FactorData
@@ -17,7 +17,7 @@ from training.factors.stages import STEPS_PER_EPOCH, Carry, Facts, Stage
 from training.models import IdModel
 from training.schedule import factor
 
-ModelT = TypeVar("ModelT", bound=IdModel)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)

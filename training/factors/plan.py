@@ -7,11 +7,12 @@ from training.config import FactorRun
 from training.factors.concept_fit import ConceptFit
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
-from training.factors.factor_fit import PairwiseFit, UltraGcnFit
+from training.factors.factor_fit import PairwiseFit, PamdFit, UltraGcnFit
 from training.factors.fit import Fit, loaded
 from training.factors.graph_fit import GraphFit, SlmrecFit
 from training.factors.masking import MaskStage
 from training.factors.network import ContentNetwork, ContentNetworkStage
+from training.factors.pretraining_stage import PretrainingStage
 from training.factors.stages import Carry, PlannedStage, Stage
 from training.models import (
     Cb2cfConfig,
@@ -23,9 +24,12 @@ from training.models import (
     InvrlConfig,
     MacridVaeConfig,
     PairwiseSettings,
+    PamdConfig,
+    PamdModel,
     SlmrecConfig,
     UltraGcnSettings,
 )
+from training.pretraining.pretraining import Disentangling
 
 HELD_OUT_ITEMS = 0.1
 """Of the trained items: no imputer is fitted on them, so that new items can be judged on them."""
@@ -46,6 +50,11 @@ class Plan:
         family = self._config.model
         if isinstance(family, InvrlConfig):
             return self._invrl(family)
+        if isinstance(family, PamdConfig):
+            return [
+                PlannedStage("pretrain", lambda number, _carry: self._pretraining(number, family)),
+                PlannedStage("fit", lambda number, carry: self._fit("fit", number, FINAL, self._pretrained(carry))),
+            ]
         stages = [PlannedStage("fit", lambda number, _carry: self._fit("fit", number, FINAL))]
         if isinstance(family, Cb2cfConfig):
             stages.append(PlannedStage("network", lambda number, carry: self._network(number, family, carry)))
@@ -103,10 +112,26 @@ class Plan:
             return GraphFit(fit, family)
         if isinstance(family, MacridVaeConfig):
             return ConceptFit(fit, family)
+        if isinstance(family, PamdConfig):
+            return PamdFit(fit, family)
         if isinstance(family, PairwiseSettings):
             return PairwiseFit(fit, family)
         assert isinstance(family, UltraGcnSettings)
         return UltraGcnFit(fit, family)
+
+    def _pretraining(self, number: int, family: PamdConfig) -> Stage:
+        model = self.model()
+        assert isinstance(model, PamdModel)
+        settings = family.pretraining.model_copy(update={"dim": family.dim})
+        task = Disentangling(self._data.content, self._data.presence_IM, settings, seed=self._config.seed)
+        length = family.content_length * family.init_std * family.dim**0.5
+        return PretrainingStage("pretrain", number, task, length=length)
+
+    def _pretrained(self, carry: Carry) -> PamdModel:
+        model = self.model()
+        assert isinstance(model, PamdModel)
+        loaded(model.content.encoder, carry, prefix="pretrained")
+        return model
 
     def _network(self, number: int, family: Cb2cfConfig, carry: Carry) -> Stage:
         fitted, _ = imputer_items(self._data, seed=self._config.seed)

@@ -18,7 +18,7 @@ from api_schemas.manifest import Modality
 from training.blocks import ModalityProjector
 from training.factors.encoders import HistoryEncoder
 from training.factors.imputers import Imputer
-from training.models import FactorModel, GraphModel, ServableModel
+from training.models import FactorModel, GraphModel, IdModel, ServableModel
 
 
 class ServedById(ServableModel):
@@ -33,8 +33,14 @@ class ServedById(ServableModel):
         """Return the parts that are learned for each item."""
 
     @abstractmethod
-    def warm_states(self, learned_BF: Tensor) -> Tensor:
-        """Return the states `[B, W, S]` of the warm parts of items with these learned numbers."""
+    def known_states(self, model: IdModel, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return the states `[I, W, S]` of the warm parts of the whole catalogue, as the model has learned them.
+
+        Args:
+            model: What was trained.
+            features: Content per modality `[I, R_m]`, for those whose learned numbers act on it.
+            presence_BM: `[I, M]`.
+        """
 
     def serve_users(self, encoder: HistoryEncoder) -> None:
         """Read users by this encoder from now on."""
@@ -119,6 +125,10 @@ class ServedFactors(ServedById):
     def warm_parts(self) -> list[str]:
         """Return the extra parts that are learned for each item."""
         return [name for name in self.extra_parts if name == "id" or self.has_item_bias]
+
+    def known_states(self, model: IdModel, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:  # noqa: ARG002
+        """Return what is learned of the catalogue's items, whatever their content."""
+        return self.warm_states(model.learned())
 
     def warm_states(self, learned_BF: Tensor) -> Tensor:
         """Return the states `[B, W, S]` of the learned extra parts."""
@@ -212,6 +222,10 @@ class ServedTables(ServedById):
     def warm_parts(self) -> list[str]:
         """Return all parts."""
         return list(self.part_names)
+
+    def known_states(self, model: IdModel, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:  # noqa: ARG002
+        """Return what is learned of the catalogue's items, whatever their content."""
+        return self.warm_states(model.learned())
 
     def warm_states(self, learned_BF: Tensor) -> Tensor:
         """Return the states `[B, P, S]` of items with these learned numbers."""

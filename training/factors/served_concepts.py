@@ -14,7 +14,7 @@ from training.factors.concept_encoder import beside
 from training.factors.encoders import HistoryEncoder
 from training.factors.imputers import Imputer
 from training.factors.served import ServedById
-from training.models import MacridVae
+from training.models import IdModel, MacridVae
 from training.models.macridvae import unit
 
 
@@ -58,6 +58,10 @@ class ServedConcepts(ServedById):
     def warm_parts(self) -> list[str]:
         """Return `id`."""
         return list(self.extra_parts)
+
+    def known_states(self, model: IdModel, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:  # noqa: ARG002
+        """Return what is learned of the catalogue's items, whatever their content."""
+        return self.warm_states(model.learned())
 
     def warm_states(self, learned_BF: Tensor) -> Tensor:
         """Return the states `[B, 1, S]` of items with these learned numbers."""

@@ -31,6 +31,7 @@ from training.factors.new_users import choose_fold_in, fit_fold_in, judge_fold_i
 from training.factors.plan import Plan
 from training.factors.served import ServedById, ServedFactors, ServedTables
 from training.factors.served_concepts import ServedConcepts
+from training.factors.served_pamd import ServedPamd
 from training.factors.stages import Carry
 from training.models import (
     Cb2cfConfig,
@@ -41,6 +42,7 @@ from training.models import (
     InvrlConfig,
     LearnedUsers,
     MacridVae,
+    PamdModel,
 )
 
 
@@ -157,6 +159,8 @@ def _served(
     if isinstance(model, FactorModel):
         return ServedFactors(model, features.modalities, history_length=length, imputer=imputer, users=users)
     assert imputer is not None, "what other models have of items is learned"
+    if isinstance(model, PamdModel):
+        return ServedPamd(model, features.modalities, history_length=length, imputer=imputer, users=users)
     if isinstance(model, MacridVae):
         return ServedConcepts(model, features.modalities, history_length=length, imputer=imputer, users=users)
     assert isinstance(model, GraphModel)
@@ -177,7 +181,7 @@ def _part_states(served: ServedById, model: IdModel, data: FactorData) -> PartSt
     columns = [served.part_names.index(part) for part in served.warm_parts]
     warm = torch.nonzero(data.degree_I > 0).squeeze(-1)
     if columns:
-        states_IPS[warm[:, None], columns] = served.warm_states(model.learned())[warm]
+        states_IPS[warm[:, None], columns] = served.known_states(model, *_content(data))[warm]
         presence_IP[warm[:, None], columns] = True
     return PartStates(states_IPS, presence_IP)
 
@@ -189,7 +193,7 @@ def _warm_table(
     if not served.warm_parts:
         return [], np.zeros((0, 0, model.dim), np.float32)
     warm = torch.nonzero(data.degree_I > 0).squeeze(-1)
-    states_IWS = served.warm_states(model.learned())[warm]
+    states_IWS = served.known_states(model, *_content(data))[warm]
     return [item_ids[row] for row in warm.tolist()], states_IWS.numpy().astype(np.float32)
 
 

@@ -30,6 +30,7 @@ from training.factors.plan import Plan
 from training.factors.serving import Served, make_served
 from training.factors.stages import Carry, Stage
 from training.models import IdModel, LearnedUsers, MacridVae
+from training.pretraining.features import prepare
 from training.progress import Observer
 from training.trainer import Interrupted, TrainingError, run_digest
 
@@ -196,7 +197,7 @@ class _Run:
         split = make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen)
         train, gate = gate_users(split, seed=config.seed, seen=config.eval.seen)
         catalogue = Catalogue(dataset)
-        catalogue.condition(config.conditioning)
+        prepare(catalogue, config.conditioning, config.features, seed=config.seed)
         data = FactorData(train, split.train_users, catalogue, seed=config.seed)
         return cls(config, interactions, split, catalogue, data, tuple(dataset.item_ids), gate)
 

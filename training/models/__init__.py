@@ -21,6 +21,7 @@ from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.mmgcn import Mmgcn, MmgcnConfig
 from training.models.ngcf import Ngcf, NgcfConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
+from training.models.pamd import PamdConfig, PamdModel
 from training.models.servable import FeatureSpec, ServableModel, over_queries
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
 from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
@@ -28,7 +29,9 @@ from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettin
 ContentFamily = DemureConfig | BaseConfig
 """Items and users from content: nothing is learned for a single user or item."""
 
-FactorFamily = UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig
+FactorFamily = (
+    UltraGcnConfig | InvrlConfig | MfBprConfig | BprPlusConfig | VbprConfig | DuifConfig | Cb2cfConfig | PamdConfig
+)
 """Users, and most items, have vectors of their own."""
 
 GraphFamily = (
@@ -93,6 +96,8 @@ __all__ = [
     "Ngcf",
     "NgcfConfig",
     "PairwiseSettings",
+    "PamdConfig",
+    "PamdModel",
     "ServableModel",
     "Slmrec",
     "SlmrecConfig",

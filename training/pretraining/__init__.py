@@ -1,0 +1,1 @@
+"""What is learned of items' content before any user is looked at, and plugged into models as their features."""
