@@ -21,8 +21,14 @@ Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 GraphName = Literal["item_encoder", "state_encoder", "user_encoder", "explainer", "ranker"]
+ProductScorer = Literal["max", "logsumexp"]
+"""What inner products alone make: what an index can search by."""
+
 Scorer = Literal["max", "logsumexp", "ranker"]
 ExplanationMethod = Literal["interest_gradient", "grad_x_input", "decomposition", "occlusion", "shapley"]
+
+RANKER_METHODS: tuple[ExplanationMethod, ...] = ("shapley", "occlusion")
+"""What can be said of a ranker's scores, which come without gradients; the default first."""
 
 
 class DatasetModality(OnDisk):
@@ -276,6 +282,8 @@ class BundleManifest(OnDisk):
             raise ValueError(f"scorer: is {self.scorer}, but the graphs are {sorted(self.graphs)}")
         if self.query_dim is not None and not self.is_ranker:
             raise ValueError("query_dim: only a ranker's queries have a width of their own")
+        if self.is_ranker and (strange := sorted(set(self.explanation_methods) - set(RANKER_METHODS))):
+            raise ValueError(f"explanation_methods: {strange[0]} needs more of a ranker than scores")
         return self
 
     @model_validator(mode="after")
@@ -325,7 +333,7 @@ class SnapshotManifest(OnDisk):
     history_dim: int = Field(ge=1, description="Width h of a history row.")
     state_dim: int = Field(ge=1, description="Width s of the state of one part.")
     history_is_candidate: bool = Field(description="The candidate table is the history table, too: stored once.")
-    scorer: Scorer = Field(default="max", description="As in the bundle's manifest.")
+    scorer: ProductScorer = Field(default="max", description="As in the bundle's manifest.")
     modalities: list[Modality]
     parts: list[ModalityName] = Field(
         default_factory=list, description="What the states are of, in order. Empty: the modalities alone."
