@@ -214,13 +214,16 @@ def make_snapshot(
     dataset: Path | Dataset,
     *,
     bundle: str | None = None,
+    ranker: str | None = None,
     config: RebuildConfig | None = None,
     **bundle_options: Any,
 ) -> str:
     """Rebuild the index of a dataset with `bundle` (made with `bundle_options` when None), and point CURRENT at it."""
     data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     version = bundle or make_bundle(store, data, **bundle_options)
-    return rebuild(store, bundle_version=version, dataset=data, config=config or RebuildConfig()).version
+    return rebuild(
+        store, bundle_version=version, ranker_version=ranker, dataset=data, config=config or RebuildConfig()
+    ).version
 
 
 def make_random_dataset(
