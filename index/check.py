@@ -5,11 +5,12 @@ Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from api_schemas.manifest import EncodedCatalogue, SearchSettings
+from api_schemas.manifest import BundleManifest, EncodedCatalogue, SearchSettings, SnapshotManifest
 from index.artefacts import ArtefactError
 from index.bundle import Bundle
 from index.exact import ExactIndex
@@ -63,14 +64,10 @@ def check_snapshot(
         ArtefactError: Something does not fit, a vector is not finite, a bundle's graphs do not reproduce their golden
             outputs, or the recall is too low.
     """
-    manifest = snapshot.manifest
-    if manifest.scorer != bundle.manifest.scorer:
-        raise ArtefactError(snapshot.path, f"scorer is {manifest.scorer}, its bundle has {bundle.manifest.scorer}")
-    _check_tables(snapshot, manifest, snapshot, bundle, report=report)
-    if (ranker is None) != (manifest.ranker is None):
-        raise ArtefactError(snapshot.path, "has a ranker, and none was given" if ranker is None else "has no ranker")
-    if ranker is not None and manifest.ranker is not None and snapshot.ranker is not None:
-        _check_tables(snapshot, manifest.ranker, snapshot.ranker, ranker, report=report)
+    check_fit(snapshot.manifest, bundle.manifest, ranker.manifest if ranker is not None else None, where=snapshot.path)
+    _check_tables(snapshot, snapshot, bundle, report=report)
+    if ranker is not None and snapshot.ranker is not None:
+        _check_tables(snapshot, snapshot.ranker, ranker, report=report)
     _check_ids(snapshot)
     if exact_Bk is None:
         exact_Bk = exact_scores(snapshot, queries_BQD, report=report)
@@ -83,17 +80,32 @@ def check_snapshot(
     return CheckReport(recall_at_100=recall, num_queries=len(queries_BQD))
 
 
-def _check_tables(
-    snapshot: IndexSnapshot, encoded: EncodedCatalogue, tables: ItemTables, bundle: Bundle, *, report: Reporter
+def check_fit(
+    snapshot: SnapshotManifest, bundle: BundleManifest, ranker: BundleManifest | None, *, where: Path
 ) -> None:
+    """Compare what a snapshot says of its models with their bundles.
+
+    Raises:
+        ArtefactError: Names the first field that differs.
+    """
+    if snapshot.scorer != bundle.scorer:
+        raise ArtefactError(where, f"scorer is {snapshot.scorer}, its bundle has {bundle.scorer}")
+    if (ranker is None) != (snapshot.ranker is None):
+        raise ArtefactError(where, "has a ranker, and none was given" if ranker is None else "has no ranker")
+    models: list[tuple[str, EncodedCatalogue, BundleManifest]] = [("", snapshot, bundle)]
+    if ranker is not None and snapshot.ranker is not None:
+        models.append(("ranker: ", snapshot.ranker, ranker))
+    for of, encoded, model in models:
+        for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities", "part_names"):
+            ours, theirs = getattr(encoded, field), getattr(model, field)
+            if ours != theirs:
+                raise ArtefactError(where, f"{of}{field} is {ours}, its bundle has {theirs}")
+
+
+def _check_tables(snapshot: IndexSnapshot, tables: ItemTables, bundle: Bundle, *, report: Reporter) -> None:
     """Check what one model has made of the items against that model."""
-    of = "" if tables is snapshot else "ranker: "
-    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities", "part_names"):
-        ours, theirs = getattr(encoded, field), getattr(bundle.manifest, field)
-        if ours != theirs:
-            raise ArtefactError(snapshot.path, f"{of}{field} is {ours}, its bundle has {theirs}")
     bundle.check_golden()
-    _check_values(snapshot, tables, of=of, report=report)
+    _check_values(snapshot, tables, of="" if tables is snapshot else "ranker: ", report=report)
     _check_known(snapshot, tables, bundle)
 
 
