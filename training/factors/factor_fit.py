@@ -1,7 +1,7 @@
-"""The stages that train factor models: pairs against random items (BPR), or UltraGCN's weighted cross-entropy.
+"""The stages that train factor models and rankers: pairs against random items, or UltraGCN's weighted cross-entropy.
 
-Legend: `B` users or pairs of a step, `X` positives, `N` negatives of a step, `n` negatives of a pair, `K` neighbours of
-an item, `D` width, `I` items.
+Legend: `B` users or pairs of a step, `X` positives, `N` negatives of a step, `n` negatives of a pair, `Z` = 1 + n items
+of a pair, `K` neighbours of an item, `D` width, `Q` width of a query, `I` items.
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from training.factors.data import FactorBatch
 from training.factors.fit import Fit, FitStage
-from training.factors.losses import bpr, item_neighbours
+from training.factors.losses import bpr, cross_entropy, item_neighbours
 from training.factors.ultragcn import UltraGcnLoss, negatives_of
-from training.models import FactorModel, PairwiseSettings, UltraGcnSettings
+from training.models import LearnedUsers, PairwiseSettings, RankerModel, RankerSettings, ScoredPairs, UltraGcnSettings
 
 
 class FactorFit(FitStage):
-    """What both share."""
+    """What all share."""
 
-    _model: FactorModel
+    _model: LearnedUsers
 
     def _vectors(self, batch: FactorBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return vectors of the users, of the positives, and of the negatives `[N, D]` or `[X, n, D]`."""
@@ -50,6 +50,32 @@ class PairwiseFit(FactorFit):
         negative_Bn = (negatives_BnD @ users_BD.unsqueeze(-1)).squeeze(-1)
         loss = bpr(positive_B, negative_Bn).mean()
         return loss, batch, {"bpr": loss.detach()}
+
+
+class RankerFit(FactorFit):
+    """Pairs against items that the user lacks: each for itself (BCE), or before these (BPR)."""
+
+    _model: RankerModel
+
+    def __init__(self, fit: Fit, family: RankerSettings) -> None:
+        super().__init__(fit, rows=fit.data.num_pairs)
+        self._num_negatives, self._loss = family.negatives, family.loss
+
+    def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
+        data, size = self._data, self._optim.batch_size
+        batch = data.lacking_batch(self._number, step, size=size, num_negatives=self._num_negatives)
+        users_BQ, positives_BD, negatives_BnD = self._vectors(batch)
+        compared_BZD = torch.cat([positives_BD.unsqueeze(1), negatives_BnD], dim=1)
+        scores_BZ = self._model.ranker(users_BQ.unsqueeze(1), compared_BZD, data.chance(self._number, step))
+        kind = cross_entropy if self._loss == "bce" else bpr
+        loss = kind(scores_BZ[:, 0], scores_BZ[:, 1:]).mean()
+        told: dict[str, Tensor] = {self._loss: loss.detach()}
+        pairs = ScoredPairs(users_BQ, positives_BD, batch.items_X, data.content_IR[batch.items_X])
+        auxiliary = self._model.auxiliary(pairs)
+        if auxiliary is not None:
+            told["auxiliary"] = auxiliary.detach()
+            loss = loss + auxiliary
+        return loss, batch, told
 
 
 class UltraGcnFit(FactorFit):

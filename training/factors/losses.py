@@ -23,6 +23,11 @@ def bpr(positive_B: Tensor, negative_Bn: Tensor) -> Tensor:
     return F.softplus(negative_Bn - positive_B.unsqueeze(-1)).mean(dim=-1)
 
 
+def cross_entropy(positive_B: Tensor, negative_Bn: Tensor) -> Tensor:
+    """Return -log sigmoid(s+), and -log sigmoid(-s-) summed over each pair's negatives `[B]`."""
+    return F.softplus(-positive_B) + F.softplus(negative_Bn).sum(dim=-1)
+
+
 @dataclass(frozen=True, slots=True)
 class Positives:
     """Pairs of a step, in the order of their users."""

@@ -143,13 +143,7 @@ class FactorModel(LearnedUsers):
 
 
 def _used_columns(features: FeatureSpec, names: tuple[str, ...] | None) -> Tensor:
-    known = [modality.name for modality in features.modalities]
-    strange = sorted(set(names or ()) - set(known))
-    if strange:
-        raise ValueError(f"model.modalities: {strange[0]!r} is not among the data set's {known}")
+    used = features.used(names)
     return torch.cat(
-        [
-            torch.full((modality.dim,), names is None or modality.name in names, dtype=torch.bool)
-            for modality in features.modalities
-        ]
+        [torch.full((modality.dim,), m in used, dtype=torch.bool) for m, modality in enumerate(features.modalities)]
     )

@@ -39,11 +39,7 @@ class GraphInputs:
         Raises:
             ValueError: The data set lacks one.
         """
-        known = [modality.name for modality in self.features.modalities]
-        strange = sorted(set(names or ()) - set(known))
-        if strange:
-            raise ValueError(f"model.modalities: {strange[0]!r} is not among the data set's {known}")
-        return [m for m, name in enumerate(known) if names is None or name in names]
+        return self.features.used(names)
 
     def unit_content(self, column: int) -> Tensor:
         """Return one modality's vectors at length 1 `[I, R_m]`, zero where absent."""
