@@ -27,7 +27,7 @@ class Ready(Response):
     """`GET /readyz`: 200 when every check is ok or degraded, else 503."""
 
     ready: bool
-    checks: dict[str, Check] = Field(description="By part: model, index, store, process.")
+    checks: dict[str, Check] = Field(description="By part: model, ranker (if there is one), index, store, process.")
     refused_versions: dict[str, str] = Field(
         default_factory=dict, description="Snapshots that were refused and why; an older one goes on serving."
     )
@@ -39,5 +39,6 @@ class ServedVersions(Response):
     name: Literal["prismrec"] = "prismrec"
     version: str
     model: str | None = Field(default=None, description="Version of the bundle; none until one is loaded.")
+    ranker: str | None = Field(default=None, description="Version of the ranker's bundle; none: it has no ranker.")
     index: str | None = Field(default=None, description="Version of the snapshot.")
     index_built_at: datetime | None = None

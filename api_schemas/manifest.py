@@ -21,8 +21,14 @@ Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 GraphName = Literal["item_encoder", "state_encoder", "user_encoder", "explainer", "ranker"]
+ProductScorer = Literal["max", "logsumexp"]
+"""What inner products alone make: what an index can search by."""
+
 Scorer = Literal["max", "logsumexp", "ranker"]
 ExplanationMethod = Literal["interest_gradient", "grad_x_input", "decomposition", "occlusion", "shapley"]
+
+RANKER_METHODS: tuple[ExplanationMethod, ...] = ("shapley", "occlusion")
+"""What can be said of a ranker's scores, which come without gradients; the default first."""
 
 
 class DatasetModality(OnDisk):
@@ -188,6 +194,11 @@ class ModalityMask(MaskFigures):
     modality: ModalityName
 
 
+def widths_of(modalities: list[Modality]) -> dict[str, int]:
+    """Return the width of the raw vector of each modality by name: in this, two models that work together agree."""
+    return {modality.name: modality.dim for modality in modalities}
+
+
 def _part_names(modalities: list[Modality], parts: list[ModalityName]) -> tuple[str, ...]:
     return tuple(parts) or tuple([modality.name for modality in modalities])
 
@@ -276,6 +287,8 @@ class BundleManifest(OnDisk):
             raise ValueError(f"scorer: is {self.scorer}, but the graphs are {sorted(self.graphs)}")
         if self.query_dim is not None and not self.is_ranker:
             raise ValueError("query_dim: only a ranker's queries have a width of their own")
+        if self.is_ranker and (strange := sorted(set(self.explanation_methods) - set(RANKER_METHODS))):
+            raise ValueError(f"explanation_methods: {strange[0]} needs more of a ranker than scores")
         return self
 
     @model_validator(mode="after")
@@ -309,33 +322,20 @@ class SearchSettings(OnDisk):
     refine: int = Field(default=4, ge=1, description="k times so many candidates are scored exactly, for the best k.")
 
 
-class SnapshotManifest(OnDisk):
-    """`manifest.json` of an index snapshot: the immutable product of one rebuild."""
+class EncodedCatalogue(OnDisk):
+    """What a snapshot says of a model: its bundle, and the tables that came of encoding the catalogue with it."""
 
-    schema_version: Literal[1] = 1
-    kind: Literal["snapshot"] = "snapshot"
-    version: Version
-    created_at: datetime
     bundle_version: Version
-    bundle_sha256: Sha256 = Field(description="SHA-256 of the bundle's manifest.json: ties index and encoder.")
-    dataset_name: str
-    data_fingerprint: str
-    num_items: int = Field(ge=1)
+    bundle_sha256: Sha256 = Field(description="SHA-256 of the bundle's manifest.json: ties tables and encoder.")
     dim: int = Field(ge=1, description="Width d of a candidate vector.")
     history_dim: int = Field(ge=1, description="Width h of a history row.")
     state_dim: int = Field(ge=1, description="Width s of the state of one part.")
     history_is_candidate: bool = Field(description="The candidate table is the history table, too: stored once.")
-    scorer: Scorer = Field(default="max", description="As in the bundle's manifest.")
     modalities: list[Modality]
     parts: list[ModalityName] = Field(
         default_factory=list, description="What the states are of, in order. Empty: the modalities alone."
     )
-    factory: str = Field(description="FAISS factory string; Flat is exact.")
-    exact: bool
-    search: SearchSettings
-    recall_at_100: float = Field(ge=0, le=1, description="Of the index against exact search, measured at rebuild.")
     num_encoded: int = Field(ge=0, description="Items that this rebuild encoded; the rest was taken over unchanged.")
-    files: list[FileEntry]
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -345,4 +345,39 @@ class SnapshotManifest(OnDisk):
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         _check_parts(self.modalities, self.parts)
+        return self
+
+
+class SnapshotManifest(EncodedCatalogue):
+    """`manifest.json` of an index snapshot: the immutable product of one rebuild.
+
+    What it is by itself is of the model that retrieves.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["snapshot"] = "snapshot"
+    version: Version
+    created_at: datetime
+    dataset_name: str
+    data_fingerprint: str
+    num_items: int = Field(ge=1)
+    scorer: ProductScorer = Field(default="max", description="As in the bundle's manifest.")
+    ranker: EncodedCatalogue | None = Field(
+        default=None, description="The model that orders what is retrieved; null: the retriever's order stands."
+    )
+    factory: str = Field(description="FAISS factory string; Flat is exact.")
+    exact: bool
+    search: SearchSettings
+    recall_at_100: float = Field(ge=0, le=1, description="Of the index against exact search, measured at rebuild.")
+    files: list[FileEntry]
+
+    @property
+    def encoded(self) -> tuple[EncodedCatalogue, ...]:
+        """What it says of each of its models: the one that retrieves, then the ranker if there is one."""
+        return (self,) if self.ranker is None else (self, self.ranker)
+
+    @model_validator(mode="after")
+    def _ranker_reads_the_same(self) -> Self:
+        if self.ranker is not None and widths_of(self.ranker.modalities) != widths_of(self.modalities):
+            raise ValueError("ranker.modalities: not those of the snapshot")
         return self

@@ -170,7 +170,7 @@ class RecommendedItem(ListedItem):
 
 
 class ModelVersion(TypedDict):
-    """The model that answered."""
+    """A model that answered."""
 
     name: str
     version: str
@@ -188,7 +188,10 @@ class Answer(TypedDict):
 
     model: ModelVersion
     index: IndexVersion
-    degraded: Annotated[list[str], Field(description="What is missing and why; empty when all is well.")]
+    degraded: Annotated[
+        list[str],
+        Field(description="What is missing and why, such as `rerank_late`; empty when all is well."),
+    ]
     took_ms: float
 
 
@@ -201,6 +204,13 @@ class ItemsAnswer(Answer):
 class UserAnswer(Answer):
     """What an answer for a user or session says besides."""
 
+    ranker: Annotated[
+        ModelVersion | None,
+        Field(
+            description="The model that ordered what `model` retrieved: scores and explanations are its own. null: the "
+            "order and the scores are those of `model`."
+        ),
+    ]
     user_state: Annotated[
         Literal["known", "cold", "anonymous"],
         Field(

@@ -195,7 +195,7 @@ class Trial:
         items_ID, users = self.items_ID.clone(), self.data.users[::5]
         items_ID[held] = new_HD
         queries_UD, histories = self.users_UD[torch.from_numpy(users)], self.data.histories(users)
-        exposure = exposure_ratio(queries_UD[:, None], items_ID, held, histories)
+        exposure = exposure_ratio(self.model.score, queries_UD[:, None], items_ID, held, histories)
         if exposure_only:
             return {"exposure": exposure}
         is_held_I = np.isin(np.arange(len(items_ID)), held.numpy())
@@ -220,7 +220,9 @@ class Trial:
         }
 
     def _ranked(self, queries_BD: Tensor, items_ID: Tensor, users: HeldOut) -> dict[str, float]:
-        found = rank(queries_BD[:, None], items_ID, users, cutoffs=CUTOFFS, seen=self.config.eval.seen)
+        found = rank(
+            self.model.score, queries_BD[:, None], items_ID, users, cutoffs=CUTOFFS, seen=self.config.eval.seen
+        )
         return {name: found[name] for name in ("recall@10", "recall@20", "ndcg@20")}
 
 

@@ -90,12 +90,7 @@ def figures_of(trained: TrainedFactors, config: FactorRun) -> Figures:
         figures[row] = {}
         for reading, queries_BQD in queries.items():
             judged = rank(
-                queries_BQD,
-                tables.items_ID,
-                test,
-                cutoffs=CUTOFFS,
-                seen=config.eval.seen,
-                scorer=served.model.scorer,
+                served.model.score, queries_BQD, tables.items_ID, test, cutoffs=CUTOFFS, seen=config.eval.seen
             )
             figures[row][reading] = {name: means(judged)[name] for name in METRICS}
     told = trained.metrics["test_from_history"]["recall@20"]

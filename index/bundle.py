@@ -23,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from api_schemas.manifest import BundleManifest, GraphName
 from index.artefacts import MANIFEST, ArtefactError, read_document
 from index.features import Mask, ModelInputs, Vectors
+from index.ranking import over_queries
 from index.signatures import check_signature, contract_of
 
 EXPLAINER_OUTPUTS = (
@@ -35,6 +36,9 @@ EXPLAINER_OUTPUTS = (
     "queries",
 )
 
+_PAIRS_AT_ONCE = 65_536
+"""Of a user and an item in one call of a ranker, which may make a wide vector of each: bounds the memory."""
+
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
@@ -46,7 +50,7 @@ class EncodedItems:
     """What the item encoder makes of a batch of items."""
 
     candidates: Vectors
-    """`[B, D]`: an item's score for a user is made of its inner products with the queries, see `index.ranking`."""
+    """`[B, D]`: what `Bundle.score` reads of an item."""
     history: Vectors
     """`[B, H]`: what the user encoder reads. The same array as `candidates` where the manifest says they are one."""
     states: Vectors
@@ -66,7 +70,7 @@ class EncodedStates:
 
 
 class Bundle:
-    """Four ONNX Runtime sessions behind typed calls. Calls may come from several threads at once."""
+    """The ONNX Runtime sessions of a model behind typed calls. Calls may come from several threads at once."""
 
     def __init__(
         self, path: Path, manifest: BundleManifest, *, sessions: Mapping[GraphName, ort.InferenceSession]
@@ -94,7 +98,8 @@ class Bundle:
                 manifest and the graph contract say.
         """
         manifest = read_document(path / MANIFEST, BundleManifest)
-        missing = {"item_encoder", "state_encoder", "user_encoder", "explainer"} - manifest.graphs.keys()
+        last = "ranker" if manifest.is_ranker else "explainer"
+        missing = {"item_encoder", "state_encoder", "user_encoder", last} - manifest.graphs.keys()
         if missing:
             raise ArtefactError(path / MANIFEST, f"graphs: {min(missing)} is missing")
         sessions = {}
@@ -154,6 +159,25 @@ class Bundle:
         candidates, *rest = session.run(self._state_outputs, {"states": states_BPS, "presence": presence_BP})
         return EncodedStates(candidates, rest[0] if rest else candidates)
 
+    def score(self, queries_BQD: Vectors, candidates_KD: Vectors) -> Vectors:
+        """Return every user's score of every candidate `[B, K]`; of any number of both, also none.
+
+        Made of the inner products with the user's queries, or by the ranker's graph, as the manifest's `scorer` says.
+        """
+        scorer = self.manifest.scorer
+        if scorer != "ranker":
+            return over_queries(queries_BQD @ candidates_KD.T, axis=1, scorer=scorer)
+        num_users, num_candidates = len(queries_BQD), len(candidates_KD)
+        scores_BK = np.empty((num_users, num_candidates), dtype=np.float32)
+        if num_users == 0:
+            return scores_BK
+        at_once = max(_PAIRS_AT_ONCE // num_users, 1)
+        run = self._sessions["ranker"].run
+        for start in range(0, num_candidates, at_once):
+            some = slice(start, start + at_once)
+            scores_BK[:, some] = run(["scores"], {"queries": queries_BQD, "candidates": candidates_KD[some]})[0]
+        return scores_BK
+
     def explain(
         self,
         *,
@@ -164,7 +188,7 @@ class Bundle:
         candidate_presence: Mask,
         outputs: Sequence[str],
     ) -> dict[str, Vectors]:
-        """Run the explainer for each of B histories with each of K candidates.
+        """Run the explainer for each of B histories with each of K candidates; a ranker has none.
 
         It costs the same whatever `outputs` are: ONNX Runtime's inference builds run the whole graph. What can do
         without gradients is cheaper through `encode_states` and `encode_users`.

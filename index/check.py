@@ -5,15 +5,17 @@ Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from api_schemas.manifest import SearchSettings
+from api_schemas.manifest import BundleManifest, EncodedCatalogue, SearchSettings, SnapshotManifest
 from index.artefacts import ArtefactError
 from index.bundle import Bundle
 from index.exact import ExactIndex
 from index.features import Rows, Vectors, pad_vectors
+from index.item_tables import ItemTables
 from index.known import open_warm_items
 from index.progress import Reporter, silent
 from index.snapshot import IndexSnapshot
@@ -42,29 +44,31 @@ def check_snapshot(
     bundle: Bundle,
     queries_BQD: Vectors,
     *,
+    ranker: Bundle | None = None,
     min_recall_at_100: float,
     exact_Bk: Vectors | None = None,
     report: Reporter = silent,
 ) -> CheckReport:
-    """Check a snapshot against its bundle and against exact search.
+    """Check a snapshot against its bundles and against exact search.
 
     Args:
         snapshot: An opened snapshot; opening has compared all row counts and widths with the manifest.
         bundle: Its bundle.
         queries_BQD: Users to measure the recall with, see `sample_queries`.
+        ranker: The bundle of its ranker, if it has one.
         min_recall_at_100: What has to be reached.
         exact_Bk: The users' largest scores, when `exact_scores` was called already.
         report: Hears of the progress.
 
     Raises:
-        ArtefactError: Something does not fit, a vector is not finite, the bundle's graphs do not reproduce their golden
+        ArtefactError: Something does not fit, a vector is not finite, a bundle's graphs do not reproduce their golden
             outputs, or the recall is too low.
     """
-    _check_sizes(snapshot, bundle)
-    bundle.check_golden()
-    _check_values(snapshot, report=report)
+    check_fit(snapshot.manifest, bundle.manifest, ranker.manifest if ranker is not None else None, where=snapshot.path)
+    _check_tables(snapshot, snapshot, bundle, report=report)
+    if ranker is not None and snapshot.ranker is not None:
+        _check_tables(snapshot, snapshot.ranker, ranker, report=report)
     _check_ids(snapshot)
-    _check_known(snapshot, bundle)
     if exact_Bk is None:
         exact_Bk = exact_scores(snapshot, queries_BQD, report=report)
     recall = measure_recall(snapshot, queries_BQD, exact_Bk)
@@ -76,30 +80,48 @@ def check_snapshot(
     return CheckReport(recall_at_100=recall, num_queries=len(queries_BQD))
 
 
-def _check_sizes(snapshot: IndexSnapshot, bundle: Bundle) -> None:
-    ours, theirs = snapshot.manifest, bundle.manifest
-    for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "scorer", "modalities", "part_names"):
-        if getattr(ours, field) != getattr(theirs, field):
-            raise ArtefactError(
-                snapshot.path, f"{field} is {getattr(ours, field)}, its bundle has {getattr(theirs, field)}"
-            )
+def check_fit(
+    snapshot: SnapshotManifest, bundle: BundleManifest, ranker: BundleManifest | None, *, where: Path
+) -> None:
+    """Compare what a snapshot says of its models with their bundles.
+
+    Raises:
+        ArtefactError: Names the first field that differs.
+    """
+    if snapshot.scorer != bundle.scorer:
+        raise ArtefactError(where, f"scorer is {snapshot.scorer}, its bundle has {bundle.scorer}")
+    if (ranker is None) != (snapshot.ranker is None):
+        raise ArtefactError(where, "has a ranker, and none was given" if ranker is None else "has no ranker")
+    models: list[tuple[str, EncodedCatalogue, BundleManifest]] = [("", snapshot, bundle)]
+    if ranker is not None and snapshot.ranker is not None:
+        models.append(("ranker: ", snapshot.ranker, ranker))
+    for of, encoded, model in models:
+        for field in ("dim", "history_dim", "state_dim", "history_is_candidate", "modalities", "part_names"):
+            ours, theirs = getattr(encoded, field), getattr(model, field)
+            if ours != theirs:
+                raise ArtefactError(where, f"{of}{field} is {ours}, its bundle has {theirs}")
 
 
-def _check_values(snapshot: IndexSnapshot, *, report: Reporter) -> None:
+def _check_tables(snapshot: IndexSnapshot, tables: ItemTables, bundle: Bundle, *, report: Reporter) -> None:
+    """Check what one model has made of the items against that model."""
+    bundle.check_golden()
+    _check_values(snapshot, tables, of="" if tables is snapshot else "ranker: ", report=report)
+    _check_known(snapshot, tables, bundle)
+
+
+def _check_values(snapshot: IndexSnapshot, tables: ItemTables, *, of: str, report: Reporter) -> None:
     num_items = snapshot.num_items
     for start in range(0, num_items, _CHUNK_ROWS):
         rows = np.arange(start, min(start + _CHUNK_ROWS, num_items))
         for name, values in (
-            ("candidates", snapshot.candidates(rows)),
-            ("history", snapshot.history(rows)),
-            ("states", snapshot.states(rows)),
+            ("candidates", tables.candidates(rows)),
+            ("history", tables.history(rows)),
+            ("states", tables.states(rows)),
         ):
             if not np.isfinite(values).all():
-                raise ArtefactError(snapshot.path, f"{name}: NaN or infinity between rows {rows[0]} and {rows[-1]}")
-        snapshot.release()
-        report("check values", int(rows[-1]) + 1, num_items)
-    if not np.array_equal(np.sort(snapshot.popular_rows), np.arange(num_items)):
-        raise ArtefactError(snapshot.path, "popular_rows does not have every row once")
+                raise ArtefactError(snapshot.path, f"{of}{name}: NaN or infinity between rows {rows[0]} and {rows[-1]}")
+        tables.release()
+        report(f"{of}check values", int(rows[-1]) + 1, num_items)
 
 
 def _sampled_rows(snapshot: IndexSnapshot) -> Rows:
@@ -107,7 +129,7 @@ def _sampled_rows(snapshot: IndexSnapshot) -> Rows:
     return np.unique(np.linspace(0, snapshot.num_items - 1, num=num).astype(np.int64))
 
 
-def _check_known(snapshot: IndexSnapshot, bundle: Bundle) -> None:
+def _check_known(snapshot: IndexSnapshot, tables: ItemTables, bundle: Bundle) -> None:
     """Compare items that the model knows with what it has learned of them."""
     warm, table = bundle.manifest.warm, open_warm_items(bundle.path, bundle.manifest)
     if warm is None or table is None:
@@ -115,8 +137,8 @@ def _check_known(snapshot: IndexSnapshot, bundle: Bundle) -> None:
     rows = _sampled_rows(snapshot)
     known_rows = table.rows(pa.chunked_array([snapshot.item_ids(rows)]))
     known = np.flatnonzero(known_rows >= 0)
-    columns = [snapshot.parts.index(part) for part in warm.parts]
-    found, learned = snapshot.states(rows[known])[:, columns], table.vectors[known_rows[known]]
+    columns = [tables.parts.index(part) for part in warm.parts]
+    found, learned = tables.states(rows[known])[:, columns], table.vectors[known_rows[known]]
     wrong = np.flatnonzero((found != learned).any(axis=(1, 2)))
     if wrong.size:
         row = int(rows[known[wrong[0]]])
@@ -127,6 +149,8 @@ def _check_ids(snapshot: IndexSnapshot) -> None:
     rows = _sampled_rows(snapshot)
     if not np.array_equal(snapshot.rows(snapshot.item_ids(rows)), rows):
         raise ArtefactError(snapshot.path, "ids do not lead back to their rows")
+    if not np.array_equal(np.sort(snapshot.popular_rows), np.arange(snapshot.num_items)):
+        raise ArtefactError(snapshot.path, "popular_rows does not have every row once")
 
 
 def sample_queries(

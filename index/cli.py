@@ -1,6 +1,6 @@
 """`prismrec-index`: rebuild, check, list, current, rollback, prune. Parses, calls one function, prints one result."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -46,6 +46,10 @@ def rebuild(
     store: StoreOption,
     bundle: Annotated[str, typer.Option("--bundle", metavar="VERSION", help="Bundle to encode with.")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder with the catalogue.")],
+    ranker: Annotated[
+        str | None,
+        typer.Option("--ranker", metavar="VERSION", help="Bundle of a ranker, to order what the other one retrieves."),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="TOML", help="See index/configs.")] = None,
 ) -> None:
     """Encode a catalogue, build and check its index, publish it and make it current."""
@@ -53,12 +57,14 @@ def rebuild(
         made = rebuild_index(
             ArtifactStore(store),
             bundle_version=bundle,
+            ranker_version=ranker,
             dataset=Dataset.open(data),
             config=RebuildConfig.load(config) if config else RebuildConfig(),
             report=report,
         )
+    by_ranker = "" if made.num_encoded_by_ranker is None else f", {made.num_encoded_by_ranker:,} for the ranker"
     typer.echo(
-        f"{made.version}: {made.num_items:,} items ({made.num_encoded:,} encoded), {made.factory}, "
+        f"{made.version}: {made.num_items:,} items ({made.num_encoded:,} encoded{by_ranker}), {made.factory}, "
         f"recall@100 {made.recall_at_100:.4f}, in {made.path}; it is current now"
     )
 
@@ -71,18 +77,26 @@ def check(
         float | None, typer.Option("--min-recall", min=0, max=1, help="Floor; by default what the rebuild measured.")
     ] = None,
 ) -> None:
-    """Verify every hash of a snapshot and its bundle, replay the golden answers, measure the recall@100 again."""
+    """Verify every hash of a snapshot and its bundles, replay the golden answers, measure the recall@100 again."""
     artefacts = ArtifactStore(store)
     with _one_line_errors(), reporting() as report:
         wanted = version or _current(artefacts)
         path, manifest = artefacts.open_snapshot(wanted)
-        bundle = Bundle.open(artefacts.open_bundle(manifest.bundle_version)[0])
+        bundle, *rest = [Bundle.open(artefacts.open_bundle(one.bundle_version)[0]) for one in manifest.encoded]
         snapshot = IndexSnapshot.open(path, manifest)
         floor = manifest.recall_at_100 - RECALL_TOLERANCE if min_recall is None else min_recall
-        found = check_snapshot(snapshot, bundle, snapshot.queries, min_recall_at_100=floor, report=report)
+        found = check_snapshot(
+            snapshot,
+            bundle,
+            snapshot.queries,
+            ranker=rest[0] if rest else None,
+            min_recall_at_100=floor,
+            report=report,
+        )
+    names = _bundles([one.bundle_version for one in manifest.encoded], joined_by=" and ")
     typer.echo(
-        f"{wanted}: all files are as published, {manifest.num_items:,} items, bundle {manifest.bundle_version} gives "
-        f"its golden answers, {manifest.factory} finds {found.recall_at_100:.4f} of the exact top 100"
+        f"{wanted}: all files are as published, {manifest.num_items:,} items, {names} reproduced the golden answers, "
+        f"{manifest.factory} finds {found.recall_at_100:.4f} of the exact top 100"
     )
 
 
@@ -106,9 +120,13 @@ def _line(entry: StoredVersion, *, is_rollback_target: bool) -> str:
         f"broken: {entry.problem}" if entry.problem else "",
     ]
     size = f"{entry.size_bytes / 1e6:,.1f} MB"
-    made_with = f"bundle {entry.bundle_version}" if entry.bundle_version else ""
-    parts = [f"{entry.version:<44}", f"{size:>12}", made_with, *remarks]
+    parts = [f"{entry.version:<44}", f"{size:>12}", _bundles(entry.bundle_versions, joined_by="  "), *remarks]
     return "  ".join(part for part in parts if part)
+
+
+def _bundles(versions: Sequence[str], *, joined_by: str) -> str:
+    """Return the bundles of a snapshot and what each is for."""
+    return joined_by.join(f"{role} {version}" for role, version in zip(("bundle", "ranker"), versions, strict=False))
 
 
 @app.command()

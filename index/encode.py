@@ -9,33 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.bundle import Bundle, EncodedItems
-from index.columns import open_ipc
 from index.dataset import Dataset
 from index.features import ModelInputs, Rows, from_dataset
-from index.ids import IDS_FILE
 from index.item_encoder import ItemEncoder
-from index.progress import Reporter, silent
-from index.snapshot import (
+from index.item_tables import (
     CANDIDATES_FILE,
     CONTENT_FILE,
     HISTORY_FILE,
     NORMS_FILE,
     PRESENCE_FILE,
     Content,
-    IndexSnapshot,
+    ItemTables,
     states_file,
 )
+from index.progress import Reporter, silent
 from index.tables import TableWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """An earlier snapshot of the same bundle, and where its rows are to be found."""
+    """What an earlier snapshot has of the same bundle, and where its rows are to be found."""
 
-    snapshot: IndexSnapshot
+    tables: ItemTables
     rows: Rows
     """`[N]` by row of the new catalogue: the row that the same id has there, -1 for a new item."""
 
@@ -57,6 +56,7 @@ def encode_catalogue(
     dataset: Dataset,
     folder: Path,
     *,
+    item_ids: pa.ChunkedArray,
     batch_rows: int,
     previous: Previous | None = None,
     report: Reporter = silent,
@@ -66,7 +66,8 @@ def encode_catalogue(
     Args:
         bundle: The model.
         dataset: The catalogue.
-        folder: Where to write; `write_items` has written the ids there.
+        folder: Where to write.
+        item_ids: Of the catalogue, in its order.
         batch_rows: Items that are encoded together.
         previous: What may be copied.
         report: Hears of the progress.
@@ -80,7 +81,7 @@ def encode_catalogue(
     num_items = dataset.num_items
     parts = manifest.part_names
     encoder = ItemEncoder(bundle)
-    known_rows_N = encoder.known_rows(open_ipc(folder / IDS_FILE)["item_id"])
+    known_rows_N = encoder.known_rows(item_ids)
     num_encoded = 0
     with ExitStack() as stack:
 
@@ -109,7 +110,7 @@ def encode_catalogue(
             presence.append(encoded.presence)
             norms.append(_norms(encoded))
             content.append(batch.content)
-            report("encode items", stop, num_items)
+            report("ranker: encode items" if manifest.is_ranker else "encode items", stop, num_items)
     return num_encoded
 
 
@@ -137,8 +138,8 @@ def _encode(bundle: Bundle, encoder: ItemEncoder, batch: _Batch, previous: Previ
         return encoder.encode(batch.inputs, batch.known_rows), len(batch)
     old_rows = previous.rows[batch.start : batch.start + len(batch)]
     earlier = np.flatnonzero(old_rows >= 0)
-    snapshot = previous.snapshot
-    same = earlier[(snapshot.content_N2[old_rows[earlier]] == batch.content[earlier]).all(axis=1)]
+    tables = previous.tables
+    same = earlier[(tables.content_N2[old_rows[earlier]] == batch.content[earlier]).all(axis=1)]
     fresh = np.setdiff1d(np.arange(len(batch)), same, assume_unique=True)
     encoded = batch.encoded(encoder, fresh)
     if not same.size:
@@ -150,11 +151,11 @@ def _encode(bundle: Bundle, encoder: ItemEncoder, batch: _Batch, previous: Previ
         both[fresh], both[same] = new, old
         return both
 
-    candidates = merged(encoded.candidates, snapshot.candidates(rows))
+    candidates = merged(encoded.candidates, tables.candidates(rows))
     is_candidate = bundle.manifest.history_is_candidate
-    history = candidates if is_candidate else merged(encoded.history, snapshot.history(rows))
-    states = merged(encoded.states, snapshot.states(rows))
-    snapshot.release()
+    history = candidates if is_candidate else merged(encoded.history, tables.history(rows))
+    states = merged(encoded.states, tables.states(rows))
+    tables.release()
     presence = encoder.presence(batch.inputs.presence, batch.known_rows)
     return EncodedItems(candidates, history, states, presence), len(fresh)
 

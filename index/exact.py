@@ -5,7 +5,7 @@ Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k
 
 import numpy as np
 
-from api_schemas.manifest import Scorer
+from api_schemas.manifest import ProductScorer
 from index.features import Mask, Rows, Vectors
 from index.ranking import over_queries
 
@@ -13,9 +13,9 @@ from index.ranking import over_queries
 class ExactIndex:
     """Scores every item for every query: the answers that the other index kinds have to give, in the fewest lines."""
 
-    def __init__(self, table_ND: Vectors, *, scorer: Scorer = "max") -> None:
+    def __init__(self, table_ND: Vectors, *, scorer: ProductScorer = "max") -> None:
         self._table_ND = table_ND
-        self._scorer: Scorer = scorer
+        self._scorer: ProductScorer = scorer
 
     def score_all(self, queries_BQD: Vectors) -> Vectors:
         """Return every item's score for each user `[B, N]`."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from api_schemas.manifest import ExplanationMethod, Scorer
-from index.ranking import over_queries
+from api_schemas.manifest import RANKER_METHODS, ExplanationMethod
 from index.shapley import shapley_values
 
 if TYPE_CHECKING:
@@ -96,7 +95,12 @@ def explain(
         presence_LM: Which of them are there.
         candidate_states_KMS: Modality states of the candidates; at least one.
         candidate_presence_KM: Which of them are there.
+
+    Raises:
+        ValueError: The method needs gradients, and the model is a ranker.
     """
+    if bundle.manifest.is_ranker and method not in RANKER_METHODS:
+        raise ValueError(f"method: {method} needs gradients, which a ranker has not; it has {RANKER_METHODS}")
     history = _History(bundle.manifest.history_length, states_LMS, presence_LM)
     states_KMS = np.ascontiguousarray(candidate_states_KMS, dtype=np.float32)
     presence_KM = np.ascontiguousarray(candidate_presence_KM)
@@ -169,14 +173,10 @@ def _by_occlusion(bundle: "Bundle", history: _History, states_KMS: Vectors, pres
     rows_JLH = _rows_with(bundle, history, np.concatenate([np.ones_like(without_MM[:1]), without_MM]))
     variants = _Occluded(history, rows_JLH)
     queries_VQD = bundle.encode_users(variants.rows_VPH, variants.mask_VP)
-    scorer = bundle.manifest.scorer
-    scores_VK = _scores(queries_VQD, candidates_KD, scorer)
+    scores_VK = bundle.score(queries_VQD, candidates_KD)
     scores_K = scores_VK[0]
     interest_MK, history_LK, grid_LMK = variants.parts(scores_K - scores_VK)
-    without_MKD = [bundle.encode_states(states_KMS, presence_KM & allowed_M).candidates for allowed_M in without_MM]
-    contributions_KM = np.stack(
-        [scores_K - _scores(queries_VQD[:1], one_KD, scorer)[0] for one_KD in without_MKD], axis=1
-    )
+    contributions_KM = lost_without_parts(bundle, queries_VQD[0], scores_K, states_KMS, presence_KM)
     return ExplanationArrays(
         scores_K=scores_K,
         interest_KM=interest_MK.T,
@@ -188,12 +188,21 @@ def _by_occlusion(bundle: "Bundle", history: _History, states_KMS: Vectors, pres
     )
 
 
+def lost_without_parts(
+    bundle: "Bundle", queries_QD: Vectors, scores_K: Vectors, states_KMS: Vectors, presence_KM: Mask
+) -> Vectors:
+    """Return what each candidate's score for one user loses without each of its own parts `[K, M]`."""
+    without_MM = ~np.eye(presence_KM.shape[1], dtype=np.bool_)
+    without_MKD = [bundle.encode_states(states_KMS, presence_KM & allowed_M).candidates for allowed_M in without_MM]
+    return np.stack([scores_K - bundle.score(queries_QD[np.newaxis], one_KD)[0] for one_KD in without_MKD], axis=1)
+
+
 def _by_shapley(bundle: "Bundle", history: _History, states_KMS: Vectors, presence_KM: Mask) -> ExplanationArrays:
     """A coalition is the modalities that the whole history keeps; its worth is the candidate's score then.
 
     The empty coalition leaves no history, so its worth is the score of the model's default query. A modality that no
     item has adds nothing to any coalition: its value is zero without asking. Items and cells, on which this game says
-    nothing, are those of gradient x input.
+    nothing, are those of gradient x input; of a ranker, which has no gradients, those of occlusion.
     """
     candidates_KD = bundle.encode_states(states_KMS, presence_KM).candidates
     players = np.flatnonzero(history.presence_LM.any(axis=0))
@@ -203,19 +212,22 @@ def _by_shapley(bundle: "Bundle", history: _History, states_KMS: Vectors, presen
         allowed_VM[:, players] = coalitions_VC
         rows_VPH, mask_VP = _padded(_rows_with(bundle, history, allowed_VM), history.length)
         mask_VP[:, : history.num_items] &= (history.presence_LM & allowed_VM[:, None]).any(axis=2)
-        return _scores(bundle.encode_users(rows_VPH, mask_VP), candidates_KD, bundle.manifest.scorer)
+        return bundle.score(bundle.encode_users(rows_VPH, mask_VP), candidates_KD)
 
     values_KC, _ = shapley_values(worth, num_players=len(players))
     values_KM = np.zeros(presence_KM.shape, dtype=np.float32)
     values_KM[:, players] = values_KC
-    gradient = _by_gradient(bundle, "grad_x_input", history, states_KMS, presence_KM)
+    if bundle.manifest.is_ranker:
+        items = _by_occlusion(bundle, history, states_KMS, presence_KM)
+    else:
+        items = _by_gradient(bundle, "grad_x_input", history, states_KMS, presence_KM)
     return ExplanationArrays(
-        scores_K=gradient.scores_K,
+        scores_K=items.scores_K,
         interest_KM=values_KM,
-        history_KL=gradient.history_KL,
-        grid_KLM=gradient.grid_KLM,
+        history_KL=items.history_KL,
+        grid_KLM=items.grid_KLM,
         contributions_KM=values_KM,
-        residual_K=gradient.scores_K - values_KM.sum(axis=1),
+        residual_K=items.scores_K - values_KM.sum(axis=1),
         additive=True,
     )
 
@@ -259,8 +271,3 @@ def _rows_with(bundle: "Bundle", history: _History, allowed_JM: Mask) -> Vectors
         states_JLMS.reshape(-1, *history.states_LMS.shape[1:]), presence_JLM.reshape(-1, presence_JLM.shape[2])
     ).history
     return rows_XH.reshape(len(allowed_JM), history.num_items, rows_XH.shape[1])
-
-
-def _scores(queries_VQD: Vectors, candidates_KD: Vectors, scorer: Scorer) -> Vectors:
-    """Return `[V, K]`."""
-    return over_queries(queries_VQD @ candidates_KD.T, axis=1, scorer=scorer)

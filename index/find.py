@@ -8,7 +8,7 @@ Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k
 
 import numpy as np
 
-from api_schemas.manifest import Scorer
+from api_schemas.manifest import ProductScorer
 from index.features import Rows, Vectors
 from index.ranking import best_first, over_queries, score_all, score_rows
 from index.search import VectorIndex
@@ -34,7 +34,7 @@ def find_best(
     refine: int,
     allowed: Selection | None,
     fallback: VectorIndex | None,
-    scorer: Scorer,
+    scorer: ProductScorer,
 ) -> tuple[Vectors, Rows]:
     """Return the k best allowed rows of each user, as scores and rows `[B, k]`.
 

@@ -91,7 +91,7 @@ def open_known_users(folder: Path, manifest: BundleManifest) -> KnownTable | Non
     users = manifest.known_users
     if users is None:
         return None
-    shape = (users.num_users, manifest.num_queries, manifest.dim)
+    shape = (users.num_users, manifest.num_queries, manifest.width_of_queries)
     return KnownTable.open(folder / users.ids, "user_id", folder / users.queries, shape=shape)
 
 

@@ -1,10 +1,7 @@
-"""The graph contract: which tensors a bundle's graphs must have, and whether a loaded graph has them.
-
-Legend of shapes: `B` batch, `L` history length, `P` parts of an item, `D` vector width, `H` history width, `S` state
-width, `Q` query vectors a user, `K` candidates. A free dimension is None.
-"""
+"""The graph contract: which tensors a bundle's graphs must have, and whether a loaded graph has them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
@@ -13,39 +10,56 @@ from api_schemas.manifest import BundleManifest, GraphName, GraphSpec
 from index.artefacts import ArtefactError
 
 Shape = tuple[int | None, ...]
+"""A free dimension is None."""
 
 _DTYPES = {"tensor(float)": "float32", "tensor(bool)": "bool", "tensor(int64)": "int64", "tensor(double)": "float64"}
 
 
-def contract_of(manifest: BundleManifest, graph: GraphName) -> dict[str, Shape]:
-    """Return the outputs that a graph must have."""
-    num_parts, states = len(manifest.part_names), manifest.state_dim
-    length = manifest.history_length
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The tensors of one graph, by name."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+
+
+def contract_of(manifest: BundleManifest, graph: GraphName) -> Contract:
+    """Return what a graph must read and give for the sizes of its manifest."""
+    modalities, num_parts = manifest.modalities, len(manifest.part_names)
+    state, length = (num_parts, manifest.state_dim), manifest.history_length
+    item = {"candidate": (None, manifest.dim), "history": (None, manifest.history_dim)}
+    queries = (None, manifest.num_queries, manifest.width_of_queries)
     if graph == "item_encoder":
-        return {
-            "candidate": (None, manifest.dim),
-            "history": (None, manifest.history_dim),
-            "states": (None, num_parts, states),
-        }
+        raw: dict[str, Shape] = {modality.name: (None, modality.dim) for modality in modalities}
+        return Contract({**raw, "presence": (None, len(modalities))}, {**item, "states": (None, *state)})
     if graph == "state_encoder":
-        return {"candidate": (None, manifest.dim), "history": (None, manifest.history_dim)}
+        return Contract({"states": (None, *state), "presence": (None, num_parts)}, item)
     if graph == "user_encoder":
-        return {"queries": (None, manifest.num_queries, manifest.dim)}
-    return {
-        "scores": (None, None),
-        "item_interest": (None, None, length),
-        "modality_interest": (None, None, length, num_parts),
-        "item_grad_x_input": (None, None, length),
-        "modality_grad_x_input": (None, None, length, num_parts),
-        "contributions": (None, None, num_parts),
-        "queries": (None, manifest.num_queries, manifest.dim),
-    }
+        return Contract({"history": (None, length, manifest.history_dim), "mask": (None, length)}, {"queries": queries})
+    if graph == "ranker":
+        return Contract({"queries": queries, "candidates": (None, manifest.dim)}, {"scores": (None, None)})
+    return Contract(
+        {
+            "states": (None, length, *state),
+            "presence": (None, length, num_parts),
+            "mask": (None, length),
+            "candidate_states": (None, *state),
+            "candidate_presence": (None, num_parts),
+        },
+        {
+            "scores": (None, None),
+            "item_interest": (None, None, length),
+            "modality_interest": (None, None, length, num_parts),
+            "item_grad_x_input": (None, None, length),
+            "modality_grad_x_input": (None, None, length, num_parts),
+            "contributions": (None, None, num_parts),
+            "queries": queries,
+        },
+    )
 
 
-def check_signature(
-    path: Path, session: ort.InferenceSession, spec: GraphSpec, *, contract: Mapping[str, Shape]
-) -> None:
-    """Compare a loaded graph with what its manifest says of it, and with the outputs that it must have.
+def check_signature(path: Path, session: ort.InferenceSession, spec: GraphSpec, *, contract: Contract) -> None:
+    """Compare a loaded graph with what its manifest says of it, and with the tensors that it must have.
 
     Raises:
         ArtefactError: A tensor is missing, or has another name, dtype or shape.
@@ -65,14 +79,18 @@ def check_signature(
                 raise ArtefactError(
                     path, f"{side} {name} is {dtype} {list(shape)}, the manifest says {said_dtype} {list(said_shape)}"
                 )
-    outputs = {tensor.name: tuple(tensor.shape) for tensor in spec.outputs}
-    for name, expected in contract.items():
-        if name not in outputs:
-            raise ArtefactError(path, f"has no output {name}")
-        if not _same_shape(outputs[name], expected):
-            raise ArtefactError(
-                path, f"output {name} is {list(outputs[name])}, the manifest's sizes ask for {expected}"
-            )
+    for side, said, wanted in (
+        ("input", spec.inputs, contract.inputs),
+        ("output", spec.outputs, contract.outputs),
+    ):
+        shapes = {tensor.name: tuple(tensor.shape) for tensor in said}
+        for name, expected in wanted.items():
+            if name not in shapes:
+                raise ArtefactError(path, f"has no {side} {name}")
+            if not _same_shape(shapes[name], expected):
+                raise ArtefactError(
+                    path, f"{side} {name} is {list(shapes[name])}, the manifest's sizes ask for {expected}"
+                )
 
 
 def _same_shape(left: Sequence[int | str | None], right: Sequence[int | str | None]) -> bool:

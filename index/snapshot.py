@@ -1,13 +1,10 @@
 """IndexSnapshot: a rebuilt catalogue, opened and ready to be searched. Immutable, memory-mapped, shared by processes.
 
-Files, beside those of `ids`, `items` and `postings`: `candidates.npy` `[N, D]`, `history.npy` `[N, H]` unless it is the
-same, `states/<part>.npy` `[N, S]`, `presence.npy` `[N, P]`, `norms.npy` `[N, 1 + P]` (of the candidate and of each
-state), `popularity.npy` `[N]`, `popular_rows.npy` `[N]`, `popular_positions.npy` `[N]`, `content.npy` `[N, 2]` (what an
-item was encoded from, for the next rebuild), `queries.npy` `[B, Q, D]` (users that the recall was measured with), and
-`index.faiss` unless the index is exact.
+Files, beside those of `ids`, `items`, `postings` and `item_tables`: `popularity.npy` `[N]`, `popular_rows.npy` `[N]`,
+`popular_positions.npy` `[N]`, `queries.npy` `[B, Q, D]` (users that the recall was measured with), and `index.faiss`
+unless the index is exact. Where a ranker orders what is retrieved, `ranker/` has its item tables.
 
-Legend of shapes: `B` users, `Q` queries a user, `N` items, `P` parts of an item (the modalities, then what the model
-adds), `D` vector width, `H` history width, `S` state width, `k` results, `n` rows asked for.
+Legend of shapes: `B` users, `Q` queries a user, `N` items, `D` vector width, `k` results, `n` rows asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +12,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from api_schemas.manifest import SnapshotManifest
 from index.features import Mask, Rows, Vectors
 from index.find import find_best
 from index.ids import IdTable
+from index.item_tables import ItemTables, checked
 from index.items import ItemTable, Metadata
 from index.postings import AttributeValue, Postings
 from index.ranking import best_first, score_rows
@@ -30,61 +27,41 @@ from index.selection import Selection
 from index.tables import Table
 
 INDEX_FILE = "index.faiss"
-CANDIDATES_FILE, HISTORY_FILE = "candidates.npy", "history.npy"
-PRESENCE_FILE, NORMS_FILE = "presence.npy", "norms.npy"
 POPULARITY_FILE, POPULAR_ROWS_FILE, POPULAR_POSITIONS_FILE = (
     "popularity.npy",
     "popular_rows.npy",
     "popular_positions.npy",
 )
-CONTENT_FILE = "content.npy"
 QUERIES_FILE = "queries.npy"
+RANKER_FOLDER = "ranker"
 
 SCAN_FROM_ITEMS = 8_192
 """In smaller catalogues the plain exact search is as fast."""
 
-Content = NDArray[np.uint64]
 
-
-def states_file(part: str) -> str:
-    """Return the name of a part's file of states."""
-    return f"states/{part}.npy"
-
-
-class IndexSnapshot:
-    """One catalogue under one bundle. Every method may be called from several threads at once."""
+class IndexSnapshot(ItemTables):
+    """One catalogue, as the model that retrieves has encoded it, and a ranker if there is one; it can be searched."""
 
     def __init__(self, path: Path, manifest: SnapshotManifest, *, num_threads: int) -> None:
         """Use `open`."""
         num_items, dim = manifest.num_items, manifest.dim
+        super().__init__(path, manifest, num_items=num_items)
         self.path = path
         self.manifest = manifest
         self.num_items = num_items
-        self.parts = manifest.part_names
-        num_parts = len(self.parts)
+        self.ranker: ItemTables | None = None
+        """What the model that orders what is retrieved knows of the items."""
+        if manifest.ranker is not None:
+            self.ranker = ItemTables(path / RANKER_FOLDER, manifest.ranker, num_items=num_items)
 
-        self._tables: list[Table] = []
+        def column(name: str, dtype: type) -> Table:
+            return Table(path / name, dtype=dtype, shape=(num_items,))
 
-        def table(name: str, dtype: type, *shape: int) -> Table:
-            self._tables.append(Table(path / name, dtype=dtype, shape=(num_items, *shape)))
-            return self._tables[-1]
-
-        candidates = table(CANDIDATES_FILE, np.float32, dim)
-        history = candidates if manifest.history_is_candidate else table(HISTORY_FILE, np.float32, manifest.history_dim)
-        self._candidates_ND: Vectors = candidates.array
-        self._history_NH: Vectors = history.array
-        self._states_NS: tuple[Vectors, ...] = tuple(
-            table(states_file(name), np.float32, manifest.state_dim).array for name in self.parts
-        )
-        self._presence_NP: Mask = table(PRESENCE_FILE, np.bool_, num_parts).array
-        self._norms_NX: Vectors = table(NORMS_FILE, np.float32, 1 + num_parts).array
-        self.popularity: Vectors = table(POPULARITY_FILE, np.float32).array
+        self.popularity: Vectors = column(POPULARITY_FILE, np.float32).array
         """How often each row occurs in the interactions `[N]`."""
-        self.popular_rows: Rows = table(POPULAR_ROWS_FILE, np.int64).array
+        self.popular_rows: Rows = column(POPULAR_ROWS_FILE, np.int64).array
         """All rows, the most popular first."""
-        self._popular_positions_N: Rows = table(POPULAR_POSITIONS_FILE, np.int64).array
-        self.content_N2: Content = table(CONTENT_FILE, np.uint64, 2).array
-        """What each item was encoded from, as 128 bits: equal bits, equal vectors."""
+        self._popular_positions_N: Rows = column(POPULAR_POSITIONS_FILE, np.int64).array
         self._ids = IdTable(path, num_items=num_items)
         self._items = ItemTable(path, num_items=num_items)
         self._postings = Postings(path, num_items=num_items)
@@ -132,33 +109,13 @@ class IndexSnapshot:
         """
         return self._ids.item_ids(rows)
 
-    def candidates(self, rows: Sequence[int] | Rows) -> Vectors:
-        """Return candidate vectors `[n, D]`."""
-        return self._candidates_ND.take(_checked(rows), axis=0)
-
-    def history(self, rows: Sequence[int] | Rows) -> Vectors:
-        """Return history rows `[n, H]`, what the user encoder reads."""
-        return self._history_NH.take(_checked(rows), axis=0)
-
-    def states(self, rows: Sequence[int] | Rows) -> Vectors:
-        """Return the states of the parts `[n, P, S]`."""
-        wanted = _checked(rows)
-        states_nPS = np.empty((len(wanted), len(self.parts), self.manifest.state_dim), dtype=np.float32)
-        for column, states_NS in enumerate(self._states_NS):
-            states_nPS[:, column] = states_NS.take(wanted, axis=0)
-        return states_nPS
-
-    def presence(self, rows: Sequence[int] | Rows) -> Mask:
-        """Return which parts each item has `[n, P]`."""
-        return self._presence_NP.take(_checked(rows), axis=0)
-
     def metadata(self, rows: Sequence[int] | Rows) -> list[Metadata]:
         """Return title, description, image_url, categories (where the item has them) and attributes; do not change."""
         return self._items.metadata(rows)
 
     def popularity_positions(self, rows: Sequence[int] | Rows) -> Rows:
         """Return each row's position in `popular_rows`."""
-        return self._popular_positions_N.take(_checked(rows))
+        return self._popular_positions_N.take(checked(rows))
 
     def selection(
         self,
@@ -221,7 +178,7 @@ class IndexSnapshot:
 
     def score(self, queries_QD: Vectors, rows: Sequence[int] | Rows) -> Vectors:
         """Return one user's score of each row `[n]`, as `search` gives it."""
-        return score_rows(self._candidates_ND, queries_QD, _checked(rows), scorer=self.manifest.scorer)
+        return score_rows(self._candidates_ND, queries_QD, checked(rows), scorer=self.manifest.scorer)
 
     def similar(
         self, row: int, *, k: int, part: str | None = None, allowed: Selection | Mask | None = None
@@ -247,7 +204,7 @@ class IndexSnapshot:
                 raise ValueError(f"part: {part!r} is not one of {list(self.parts)}")
             column = 1 + self.parts.index(part)
             table_NX = self._states_NS[column - 1]
-        (row,) = _checked([row]).tolist()
+        (row,) = checked([row]).tolist()
         norms_N = self._norms_NX[:, column]
         comparable_N = norms_N > 0
         selection = self._as_selection(allowed)
@@ -273,19 +230,6 @@ class IndexSnapshot:
             raise ValueError(f"allowed: {mask_N.dtype} {mask_N.shape}, expected bool [{self.num_items}]")
         return allowed if isinstance(allowed, Selection) else self._postings.known(allowed)
 
-    def release(self) -> None:
-        """Let the kernel take back the pages that were read, for jobs that walk through all of it once."""
-        for table in self._tables:
-            table.release()
-
     def close(self) -> None:
         """Let go of all files; every later call is an error. What was handed out stays valid."""
         vars(self).clear()
-
-
-def _checked(rows: Sequence[int] | Rows) -> Rows:
-    """Return rows as int64. NumPy would take -1, which means unknown, for the last row."""
-    wanted = np.asarray(rows, dtype=np.int64)
-    if wanted.size and int(wanted.min()) < 0:
-        raise IndexError(f"row {int(wanted.min())} is negative")
-    return wanted

@@ -55,8 +55,8 @@ class StoredVersion:
     kind: Kind
     created_at: datetime | None
     size_bytes: int
-    bundle_version: str | None = None
-    """Of a snapshot: the bundle it was made with."""
+    bundle_versions: tuple[str, ...] = ()
+    """Of a snapshot: the bundles it was made with, the one that retrieves first, then the ranker if there is one."""
     is_current: bool = False
     problem: str | None = None
     """Why its manifest can not be read; None when it can. Hashes are verified on opening, not here."""
@@ -85,7 +85,7 @@ class Stage:
             The version.
 
         Raises:
-            ArtefactError: The manifest is of another kind, or a snapshot's bundle is not in the store as named.
+            ArtefactError: The manifest is of another kind, or a snapshot's bundles are not in the store as named.
             OSError: The disk is full or fails; nothing is published.
         """
         if self.version is not None:
@@ -143,12 +143,12 @@ class ArtifactStore:
         """Rename a finished folder to its version; False when that version is taken. `Stage.publish` calls this.
 
         Raises:
-            ArtefactError: A snapshot's bundle is not in the store with the hash that the manifest names.
+            ArtefactError: A snapshot's bundles are not in the store with the hashes that the manifest names.
             OSError: The rename fails.
         """
         with exclusive(self._lock):
             if isinstance(manifest, SnapshotManifest):
-                self._check_bundle_of(manifest, source=staged / MANIFEST)
+                self._check_bundles_of(manifest, source=staged / MANIFEST)
             path = self.path_of(manifest.version)
             if path.exists():
                 return False
@@ -168,15 +168,15 @@ class ArtifactStore:
         return path, manifest
 
     def open_snapshot(self, version: str) -> tuple[Path, SnapshotManifest]:
-        """Verify every file of a snapshot, and that its bundle is in the store with the hash that it names.
+        """Verify every file of a snapshot, and that its bundles are in the store with the hashes that it names.
 
-        The bundle's own files are verified by `open_bundle`.
+        The bundles' own files are verified by `open_bundle`.
 
         Raises:
-            ArtefactError: As for `open_bundle`, or the bundle is missing or another one.
+            ArtefactError: As for `open_bundle`, or a bundle is missing or another one.
         """
         path, manifest = self._read(version, SnapshotManifest)
-        self._check_bundle_of(manifest, source=path / MANIFEST)
+        self._check_bundles_of(manifest, source=path / MANIFEST)
         verify_files(path, manifest.files)
         return path, manifest
 
@@ -189,14 +189,15 @@ class ArtifactStore:
             raise ArtefactError(path / MANIFEST, f"names version {manifest.version}, not {version}")
         return path, manifest
 
-    def _check_bundle_of(self, manifest: SnapshotManifest, *, source: Path) -> None:
-        bundle_manifest = self.path_of(manifest.bundle_version) / MANIFEST
-        try:
-            found = sha256_of(bundle_manifest)
-        except OSError:
-            raise ArtefactError(source, f"needs bundle {manifest.bundle_version}, which is not in the store") from None
-        if found != manifest.bundle_sha256:
-            raise ArtefactError(source, f"was made with another bundle {manifest.bundle_version} than the store has")
+    def _check_bundles_of(self, manifest: SnapshotManifest, *, source: Path) -> None:
+        for encoded in manifest.encoded:
+            version = encoded.bundle_version
+            try:
+                found = sha256_of(self.path_of(version) / MANIFEST)
+            except OSError:
+                raise ArtefactError(source, f"needs bundle {version}, which is not in the store") from None
+            if found != encoded.bundle_sha256:
+                raise ArtefactError(source, f"was made with another bundle {version} than the store has")
 
     def path_of(self, version: str) -> Path:
         """Return where a version lies, or would lie.
@@ -217,10 +218,10 @@ class ArtifactStore:
         return self._current.read()
 
     def set_current(self, version: str) -> None:
-        """Verify a snapshot and its bundle, then make it the one that readers take.
+        """Verify a snapshot and its bundles, then make it the one that readers take.
 
         Raises:
-            ArtefactError: One of the two is not whole; `CURRENT` stays as it was.
+            ArtefactError: One of them is not whole; `CURRENT` stays as it was.
         """
         with exclusive(self._lock):
             self._point(version, action="set")
@@ -250,7 +251,8 @@ class ArtifactStore:
 
     def _point(self, version: str, *, action: Literal["set", "rollback"]) -> None:
         _, manifest = self.open_snapshot(version)
-        self.open_bundle(manifest.bundle_version)
+        for encoded in manifest.encoded:
+            self.open_bundle(encoded.bundle_version)
         self._current.write(version, action=action)
 
     @contextmanager
@@ -299,7 +301,7 @@ class ArtifactStore:
                     if entry.version not in kept and remove_unless_in_use(self.path_of(entry.version)):
                         removed.append(entry.version)
                     else:
-                        kept.add(entry.bundle_version)
+                        kept.update(entry.bundle_versions)
         return tuple(removed)
 
     def list(self) -> tuple[StoredVersion, ...]:
@@ -326,9 +328,15 @@ class ArtifactStore:
             kind,
             manifest.created_at,
             size_bytes=sum(entry.size_bytes for entry in manifest.files),
-            bundle_version=manifest.bundle_version if isinstance(manifest, SnapshotManifest) else None,
+            bundle_versions=_bundles_of(manifest),
             is_current=is_current,
         )
+
+
+def _bundles_of(manifest: Manifest) -> tuple[str, ...]:
+    if isinstance(manifest, BundleManifest):
+        return ()
+    return tuple([encoded.bundle_version for encoded in manifest.encoded])
 
 
 def _by_time(entry: StoredVersion) -> tuple[str, str]:

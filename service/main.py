@@ -136,7 +136,12 @@ class Composition:
             reloader = Reloader(
                 store=artifacts,
                 registry=registry,
-                load=partial(load_servable, artifacts, num_threads=settings.compute.model_threads),
+                load=partial(
+                    load_servable,
+                    artifacts,
+                    num_threads=settings.compute.model_threads,
+                    num_candidates=settings.compute.rerank_candidates,
+                ),
                 interval_s=settings.reload.interval_s,
                 on_swapped=lambda _version, _seconds: self._swapped(registry),
                 on_refused=lambda _version, _reason: metrics.refusals.inc(),

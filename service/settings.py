@@ -62,6 +62,12 @@ class ComputeSettings(_Group):
     num_explain_threads: int = Field(
         default=1, ge=1, le=256, description="Threads for explanations, similar and popular items."
     )
+    rerank_candidates: int = Field(
+        default=500,
+        ge=1,
+        le=10_000,
+        description="Items that are retrieved for the ranker to order, where the current snapshot has a ranker.",
+    )
     on_loop_below_ms: float = Field(
         default=1.0,
         ge=0,

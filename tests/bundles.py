@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -37,6 +37,13 @@ from index.store import UNPUBLISHED, ArtifactStore
 
 _OPSET = 18
 _DTYPES = {"float32": TensorProto.FLOAT, "bool": TensorProto.BOOL}
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """A model whose scores are no inner products."""
+
+    def rank(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,8 @@ def make_bundle(
         seed=seed,
     )
     graphs = {
-        "item_encoder": _item_encoder(model),
-        "state_encoder": _state_encoder(model),
+        "item_encoder": item_encoder(model),
+        "state_encoder": state_encoder(model),
         "user_encoder": _user_encoder(model, history_length),
         "explainer": _explainer(model, history_length),
     }
@@ -207,13 +214,16 @@ def make_snapshot(
     dataset: Path | Dataset,
     *,
     bundle: str | None = None,
+    ranker: str | None = None,
     config: RebuildConfig | None = None,
     **bundle_options: Any,
 ) -> str:
     """Rebuild the index of a dataset with `bundle` (made with `bundle_options` when None), and point CURRENT at it."""
     data = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     version = bundle or make_bundle(store, data, **bundle_options)
-    return rebuild(store, bundle_version=version, dataset=data, config=config or RebuildConfig()).version
+    return rebuild(
+        store, bundle_version=version, ranker_version=ranker, dataset=data, config=config or RebuildConfig()
+    ).version
 
 
 def make_random_dataset(
@@ -292,14 +302,18 @@ def golden_of(
         "item_encoder": {**dict(zip(names, inputs.features, strict=True)), "presence": inputs.presence},
         "state_encoder": {"states": encoded["states"], "presence": presence},
         "user_encoder": {"history": history, "mask": mask},
-        "explainer": explain,
     }
     expected = {
         "item_encoder": encoded,
         "state_encoder": model.encode_states(encoded["states"], presence),
         "user_encoder": {"queries": model.encode_users(history, mask)},
-        "explainer": model.explain(**explain),
     }
+    if isinstance(model, Ranks):
+        given["ranker"] = {"queries": expected["user_encoder"]["queries"], "candidates": encoded["candidate"][targets]}
+        expected["ranker"] = {"scores": model.rank(**given["ranker"])}
+    else:
+        given["explainer"] = explain
+        expected["explainer"] = model.explain(**explain)
     golden = {f"{graph}/in/{name}": value for graph, values in given.items() for name, value in values.items()}
     golden |= {f"{graph}/out/{name}": value for graph, values in expected.items() for name, value in values.items()}
     return golden
@@ -350,7 +364,7 @@ class Graph:
         return model
 
 
-def _item_encoder(model: Reference) -> onnx.ModelProto:
+def item_encoder(model: Reference) -> onnx.ModelProto:
     g = Graph()
     num_modalities = len(model.modalities)
     states = [
@@ -370,7 +384,7 @@ def _item_encoder(model: Reference) -> onnx.ModelProto:
     )
 
 
-def _state_encoder(model: Reference) -> onnx.ModelProto:
+def state_encoder(model: Reference) -> onnx.ModelProto:
     g = Graph()
     num_modalities = len(model.modalities)
     _item(g, model)

@@ -8,13 +8,14 @@ from training.config import FactorRun, parse_config
 from training.evaluate_bundle import judged_users
 from training.factors.bundle import write_tables
 from training.factors.trainer import TrainedFactors, train_factors
-from training.models import FactorFamily, GraphFamily
+from training.models import FactorFamily, GraphFamily, RankerFamily
 from training.progress import Unwatched
 
-FACTOR_FAMILIES, GRAPH_FAMILIES = (
-    [family.model_fields["kind"].default for family in get_args(union)] for union in (FactorFamily, GraphFamily)
+FACTOR_FAMILIES, GRAPH_FAMILIES, RANKER_FAMILIES = (
+    [family.model_fields["kind"].default for family in get_args(union)]
+    for union in (FactorFamily, GraphFamily, RankerFamily)
 )
-FAMILIES = [*FACTOR_FAMILIES, *GRAPH_FAMILIES]
+FAMILIES = [*FACTOR_FAMILIES, *GRAPH_FAMILIES, *RANKER_FAMILIES]
 
 OWN_ENCODERS = ["macridvae"]
 """Families that learn no users: all are read from their histories, by the encoder that was trained."""

@@ -8,6 +8,7 @@ be computed by hand, and the score splits exactly over (past item, modality).
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -19,6 +20,7 @@ from service.recommend.errors import StoreUnavailable
 from service.recommend.job import Answer, Job
 from service.recommend.ports import StoredHistory
 from service.recommend.recommender import Recommender
+from service.recommend.rerank import Reranking, rerank
 from service.recommend.servable import Attribution, EncodedItems
 from service.recommend.types import Event, Filter, ModalityCard, ModelCard, ServedVersion, Subject
 
@@ -51,7 +53,9 @@ class FakeServable:
         self.parts = tuple(WIDTHS)
         self.history_length = length
         self.answer_cpu_s = 0.0005
+        self.ranker: FakeRanker | None = None
         self.methods = ("grad_x_input", "decomposition", "occlusion")
+        self.method_without_history = "decomposition"
         self.version = ServedVersion("fake", "bundle-fake-1", version, datetime(2026, 1, 1, tzinfo=UTC))
         self.card = ModelCard(
             version=self.version,
@@ -223,6 +227,26 @@ class FakeServable:
         return (positive_M / positive_M.sum()).tolist()
 
 
+class FakeRanker(FakeServable):
+    """A ranker of the same items: a number of an item's vector counts where it goes with the user's, never against it.
+
+    `score = sum over s of max(q_s * v_s, 0)`. Its own length of histories is shorter than that of `FakeServable`.
+    """
+
+    def __init__(self, num_items: int = 50, *, num_candidates: int = 10, length: int = 3) -> None:
+        super().__init__(num_items, length=length)
+        self.num_candidates = num_candidates
+        self.rerank_cpu_s = 0.0005
+        self.methods = ("shapley", "occlusion")
+        self.method_without_history = "occlusion"
+        version = replace(self.version, model_name="fake-ranker", model_version="bundle-fake-2")
+        self.card = replace(self.card, version=version, methods=self.methods)
+
+    def score(self, queries_QD, rows):
+        self._called("score")
+        return np.maximum(queries_QD[0] * self._vectors[rows], 0).sum(axis=1)
+
+
 class FakeSource:
     """Hands out one servable, as a registry does."""
 
@@ -287,6 +311,12 @@ class InlineCompute:
 
     async def answer(self, job: Job) -> Answer:
         (result,) = answer_jobs([job])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def rerank(self, reranking: Reranking) -> Answer:
+        (result,) = rerank([reranking])
         if isinstance(result, Exception):
             raise result
         return result

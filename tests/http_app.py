@@ -51,7 +51,7 @@ class Rig:
         parts = Parts(
             recommender=recommender,
             events=self.store,
-            served=lambda: Served(version.model_version, version.index_version, version.index_built_at),
+            served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at),
             ready=ready,
         )
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from api_schemas.manifest import Modality
-from training.models import ServableModel
+from training.models import Retriever
 
 H, Q = 5, 3
 
 
-class OwnRows(ServableModel):
+class OwnRows(Retriever):
     """A state is what a part adds to the item's vector, then what it adds to its row in a history.
 
     A user is the sum of the rows over the root of their number, times A, plus a constant.
@@ -81,7 +81,7 @@ class BentRows(OwnRows):
         return torch.tanh(pooled_BH @ self.map_HD) + self.offset_D
 
 
-class SummedQueries(ServableModel):
+class SummedQueries(Retriever):
     """Three queries of a user, and a score that all of them add to. Parts are the modalities."""
 
     def __init__(self, modalities: Sequence[Modality], *, dim: int, history_length: int) -> None:
@@ -113,7 +113,7 @@ OWN_ROWS = {"own-rows": OwnRows, "bent-rows": BentRows}
 TOYS = {**OWN_ROWS, "summed": SummedQueries}
 
 
-def toy_model(kind: str, modalities: Sequence[Modality], *, dim: int, history_length: int) -> ServableModel:
+def toy_model(kind: str, modalities: Sequence[Modality], *, dim: int, history_length: int) -> Retriever:
     """Return one with random weights, always the same."""
     torch.manual_seed(0)
     return TOYS[kind](modalities, dim=dim, history_length=history_length)

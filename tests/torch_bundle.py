@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from index.bundle import EncodedItems, EncodedStates
+from index.ranking import over_queries
 from training.export import graphs_of
 from training.models import ServableModel
 
@@ -20,6 +21,7 @@ class TorchBundle:
             warm=None,
             history_is_candidate=model.history_is_candidate,
             scorer=model.scorer,
+            is_ranker=False,
         )
 
     def encode_items(self, inputs):
@@ -34,6 +36,9 @@ class TorchBundle:
 
     def encode_users(self, history_BLH, mask_BL):
         return self.graphs["user_encoder"]({"history": history_BLH, "mask": mask_BL})["queries"]
+
+    def score(self, queries_BQD, candidates_KD):
+        return over_queries(queries_BQD @ candidates_KD.T, axis=1, scorer=self.manifest.scorer)
 
     def explain(self, *, outputs, **inputs):
         found = self.graphs["explainer"](inputs)

@@ -17,7 +17,15 @@ from training.data.batches import PairsConfig
 from training.data.conditioning import ConditioningConfig
 from training.data.negatives import FullSoftmaxConfig, NegativesConfig
 from training.data.split import SplitConfig
-from training.models import ContentFamily, IdFamily, InvrlConfig, MacridVaeConfig, ModelConfig
+from training.models import (
+    ContentFamily,
+    IdFamily,
+    InvrlConfig,
+    MacridVaeConfig,
+    ModelConfig,
+    RankerSettings,
+    VecfConfig,
+)
 from training.pretraining.settings import FeaturesConfig, RawFeatures
 from training.settings import Settings
 
@@ -120,7 +128,7 @@ class ServingConfig(Settings):
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
         "closed form to the learned users. exact: what propagation gives a new node of the graph (lightgcn, "
         "lightgcn_channels, slmrec), or the affine map where that finds more of users that neither was fitted on. "
-        "macridvae: its own encoder, and there is no other. "
+        "macridvae: its own encoder, and there is no other; rankers: affine alone. "
         "softmax: a map trained to find the next item, from the better of those. attention: so trained, and the mean "
         "is weighted. What is trained is kept if it finds more of those users.",
     )
@@ -218,6 +226,21 @@ class FactorRun(RunConfig):
     def _exact_fold_in_exists(self) -> Self:
         if self.serving.fold_in == "exact" and not self.model.has_exact_fold_in:
             raise ValueError(f"serving.fold_in = exact: {self.model.kind} reads no user by itself")
+        return self
+
+    @model_validator(mode="after")
+    def _rankers_read_users_by_a_map(self) -> Self:
+        if isinstance(self.model, RankerSettings) and self.serving.fold_in != "affine":
+            raise ValueError(
+                f"serving.fold_in = {self.serving.fold_in} looks for items by inner products, which {self.model.kind} "
+                "does not take: affine does not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _regions_are_of_raw_dimensions(self) -> Self:
+        if isinstance(self.model, VecfConfig) and self.model.regions and self.conditioning.kind == "whiten":
+            raise ValueError("conditioning.kind = whiten would mix regions; vecf cuts raw vectors: raw, scale")
         return self
 
     @model_validator(mode="after")

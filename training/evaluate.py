@@ -11,20 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from api_schemas.manifest import Scorer
 from index.features import pad_history
 from index.metrics import METRICS, per_user
 from training.data.catalogue import Catalogue
 from training.data.split import HeldOut, Seen
-from training.models import ServableModel, over_queries
+from training.models import ServableModel
 
 _SCORES_AT_ONCE = 1 << 24
 """Scores of one piece: 64 MB."""
 
 _USERS_AT_ONCE = 1024
-
-_PRODUCTS_AT_ONCE = 1 << 22
-"""Products of queries and items of one piece: 16 MB."""
 
 ScoreUsers = Callable[[slice], Tensor]
 """Scores `[B, N]` of a piece of the held-out users against the whole catalogue; may be overwritten."""
@@ -68,18 +64,11 @@ def judge_model(
                 torch.from_numpy(a).to(device) for a in pad_histories(users, piece, length=model.history_length)
             )
             query_BQD = model.encode_users(rows_NH[rows_BL], mask_BL)
-            return score_catalogue(query_BQD, items_ND, scorer=model.scorer)
+            return model.score(query_BQD, items_ND)
 
         judged = judge_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
     model.train(was_training)
     return judged
-
-
-def score_catalogue(queries_BQD: Tensor, items_ND: Tensor, *, scorer: Scorer) -> Tensor:
-    """Return the scores `[B, N]` of users with these queries; the products of all queries are never there at once."""
-    size = max(1, _PRODUCTS_AT_ONCE // (queries_BQD.shape[1] * len(items_ND)))
-    pieces_BQD = torch.split(queries_BQD, size)
-    return torch.cat([over_queries(piece_BQD @ items_ND.T, dim=1, scorer=scorer) for piece_BQD in pieces_BQD])
 
 
 def evaluate_scores(

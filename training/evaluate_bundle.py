@@ -15,19 +15,22 @@ from torch import Tensor
 from api_schemas.manifest import ExplanationMethod, Faithfulness
 from index.bundle import Bundle
 from index.dataset import Dataset
-from index.features import from_dataset
+from index.features import Vectors, from_dataset
 from index.item_encoder import ItemEncoder
 from index.known import open_known_users
 from training.config import RunConfig, load_config
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Seen, all_users, make_split
-from training.evaluate import evaluate_scores, pad_histories, score_catalogue
+from training.evaluate import evaluate_scores, pad_histories
 from training.faithfulness import JudgedUsers, measure_faithfulness
 from training.publish import CONFIG_FILE
 
 Which = Literal["test", "all"]
 
 _ITEMS_AT_ONCE = 4096
+
+_USERS_AT_ONCE = 64
+"""Whose scores of the whole catalogue are made together."""
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -80,6 +83,7 @@ def judge_bundle(
         bundle,
         dataset,
         judged_users(dataset, interactions, users, config, most=num_explained),
+        methods=bundle.manifest.explanation_methods,
         seed=config.seed,
         on_user=lambda done, total: on_progress("explanations", done, total),
     )
@@ -99,6 +103,28 @@ def judged_users(
     )
 
 
+def encode_catalogue(bundle: Bundle, dataset: Dataset, *, on_progress: OnProgress) -> tuple[Vectors, Vectors]:
+    """Return candidates `[N, D]` and history rows `[N, H]` of all items, as a rebuild makes them."""
+    candidate_parts, history_parts = [], []
+    encoder = ItemEncoder(bundle)
+    known_N = encoder.known_rows(pa.chunked_array([pa.array(dataset.item_ids, pa.string())]))
+    for start in range(0, dataset.num_items, _ITEMS_AT_ONCE):
+        stop = min(start + _ITEMS_AT_ONCE, dataset.num_items)
+        inputs = from_dataset(dataset, slice(start, stop), bundle.manifest.modalities)
+        encoded = encoder.encode(inputs, known_N[start:stop])
+        candidate_parts.append(encoded.candidates)
+        history_parts.append(encoded.history)
+        on_progress("items", stop, dataset.num_items)
+    return np.concatenate(candidate_parts), np.concatenate(history_parts)
+
+
+def score_in_pieces(bundle: Bundle, queries_BQD: Vectors, candidate_ND: Vectors) -> Tensor:
+    """Return the scores `[B, N]` of users with these queries in a whole catalogue."""
+    starts = range(0, len(queries_BQD), _USERS_AT_ONCE)
+    pieces = [bundle.score(queries_BQD[start : start + _USERS_AT_ONCE], candidate_ND) for start in starts]
+    return torch.from_numpy(np.concatenate(pieces))
+
+
 def evaluate_bundle(
     bundle: Bundle,
     dataset: Dataset,
@@ -114,24 +140,12 @@ def evaluate_bundle(
     They are of users read from their histories; and of the same users from their learned vectors where the bundle has
     one, None where it has none for any of `user_ids`.
     """
-    candidate_parts, history_parts = [], []
-    encoder = ItemEncoder(bundle)
-    known_N = encoder.known_rows(pa.chunked_array([pa.array(dataset.item_ids, pa.string())]))
-    for start in range(0, dataset.num_items, _ITEMS_AT_ONCE):
-        stop = min(start + _ITEMS_AT_ONCE, dataset.num_items)
-        inputs = from_dataset(dataset, slice(start, stop), bundle.manifest.modalities)
-        encoded = encoder.encode(inputs, known_N[start:stop])
-        candidate_parts.append(encoded.candidates)
-        history_parts.append(encoded.history)
-        on_progress("items", stop, dataset.num_items)
-    candidate_ND = torch.from_numpy(np.concatenate(candidate_parts))
-    history_NH = np.concatenate(history_parts)
+    candidate_ND, history_NH = encode_catalogue(bundle, dataset, on_progress=on_progress)
 
     def score(piece: slice) -> Tensor:
         rows_BL, mask_BL = pad_histories(users, piece, length=bundle.manifest.history_length)
-        query_BQD = torch.from_numpy(bundle.encode_users(history_NH[rows_BL], mask_BL))
         on_progress("users", piece.stop, len(users))
-        return score_catalogue(query_BQD, candidate_ND, scorer=bundle.manifest.scorer)
+        return score_in_pieces(bundle, bundle.encode_users(history_NH[rows_BL], mask_BL), candidate_ND)
 
     metrics = evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
     known = open_known_users(bundle.path, bundle.manifest)
@@ -139,11 +153,11 @@ def evaluate_bundle(
     if known is None or (rows_B < 0).all():
         return metrics, None
     rows_BL, mask_BL = pad_histories(users, slice(None), length=bundle.manifest.history_length)
-    query_BQD = torch.from_numpy(bundle.encode_users(history_NH[rows_BL], mask_BL))
-    query_BQD[rows_B >= 0] = torch.from_numpy(known.vectors[rows_B[rows_B >= 0]])
+    query_BQD = bundle.encode_users(history_NH[rows_BL], mask_BL)
+    query_BQD[rows_B >= 0] = known.vectors[rows_B[rows_B >= 0]]
 
     def score_known(piece: slice) -> Tensor:
-        return score_catalogue(query_BQD[piece], candidate_ND, scorer=bundle.manifest.scorer)
+        return score_in_pieces(bundle, query_BQD[piece], candidate_ND)
 
     return metrics, evaluate_scores(score_known, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
 

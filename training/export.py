@@ -24,11 +24,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.manifest import GraphName, GraphSpec, TensorSpec
 from training.export_graphs import AffineExplainer, Explainer, ItemEncoder, StateEncoder, UserEncoder
-from training.models import ServableModel
+from training.factors.served_ranker import ServedRanker
+from training.models import Retriever, ServableModel
 
 ITEM_OUTPUTS = ("candidate", "history", "states")
 STATE_OUTPUTS = ("candidate", "history")
 USER_OUTPUTS = ("queries",)
+RANKER_OUTPUTS = ("scores",)
 EXPLAINER_OUTPUTS = (
     "scores",
     "item_interest",
@@ -38,6 +40,9 @@ EXPLAINER_OUTPUTS = (
     "contributions",
     "queries",
 )
+
+_BATCH, _CANDIDATES = "batch", "candidates"
+"""The free dimensions."""
 
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 
@@ -75,27 +80,25 @@ def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
     frozen = copy.deepcopy(model).cpu().float().eval().requires_grad_(requires_grad=False)
     batch, candidates = _example_sizes(frozen)
     length, num_parts = model.history_length, len(model.part_names)
-    shape_BLP = (batch, length, num_parts)
     raw = {modality.name: torch.zeros(batch, modality.dim) for modality in model.modalities}
     presence_BM = torch.ones(batch, len(model.modalities), dtype=torch.bool)
-    presence_BP = torch.ones(batch, num_parts, dtype=torch.bool)
-    states_BPS = torch.zeros(batch, num_parts, model.state_dim)
-    is_affine = model.user_map is not None
-    by_batch = "batch"
     graphs = [
         Graph(
             name="item_encoder",
             module=ItemEncoder(frozen),
             inputs={**raw, "presence": presence_BM},
             outputs=ITEM_OUTPUTS,
-            free=dict.fromkeys([*raw, "presence"], by_batch),
+            free=dict.fromkeys([*raw, "presence"], _BATCH),
         ),
         Graph(
             name="state_encoder",
             module=StateEncoder(frozen),
-            inputs={"states": states_BPS, "presence": presence_BP},
+            inputs={
+                "states": torch.zeros(batch, num_parts, model.state_dim),
+                "presence": torch.ones(batch, num_parts, dtype=torch.bool),
+            },
             outputs=STATE_OUTPUTS,
-            free={"states": by_batch, "presence": by_batch},
+            free={"states": _BATCH, "presence": _BATCH},
         ),
         Graph(
             name="user_encoder",
@@ -105,27 +108,47 @@ def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
                 "mask": torch.ones(batch, length, dtype=torch.bool),
             },
             outputs=USER_OUTPUTS,
-            free={"history": by_batch, "mask": by_batch},
+            free={"history": _BATCH, "mask": _BATCH},
         ),
-        Graph(
-            name="explainer",
-            module=AffineExplainer(frozen) if is_affine else Explainer(frozen),
-            inputs={
-                "states": torch.zeros(*shape_BLP, model.state_dim),
-                "presence": torch.ones(shape_BLP, dtype=torch.bool),
-                "mask": torch.ones(shape_BLP[:2], dtype=torch.bool),
-                "candidate_states": torch.zeros(candidates, num_parts, model.state_dim),
-                "candidate_presence": torch.ones(candidates, num_parts, dtype=torch.bool),
-            },
-            outputs=EXPLAINER_OUTPUTS,
-            free={
-                **dict.fromkeys(("states", "presence", "mask"), by_batch),
-                **dict.fromkeys(("candidate_states", "candidate_presence"), "candidates"),
-            },
-            is_differentiated=not is_affine,
-        ),
+        _explainer(frozen, batch, candidates) if isinstance(frozen, Retriever) else _ranker(frozen, batch, candidates),
     ]
     return {graph.name: graph for graph in graphs}
+
+
+def _explainer(model: Retriever, batch: int, candidates: int) -> Graph:
+    shape_BLP = (batch, model.history_length, len(model.part_names))
+    is_affine = model.user_map is not None
+    return Graph(
+        name="explainer",
+        module=AffineExplainer(model) if is_affine else Explainer(model),
+        inputs={
+            "states": torch.zeros(*shape_BLP, model.state_dim),
+            "presence": torch.ones(shape_BLP, dtype=torch.bool),
+            "mask": torch.ones(shape_BLP[:2], dtype=torch.bool),
+            "candidate_states": torch.zeros(candidates, shape_BLP[2], model.state_dim),
+            "candidate_presence": torch.ones(candidates, shape_BLP[2], dtype=torch.bool),
+        },
+        outputs=EXPLAINER_OUTPUTS,
+        free={
+            **dict.fromkeys(("states", "presence", "mask"), _BATCH),
+            **dict.fromkeys(("candidate_states", "candidate_presence"), _CANDIDATES),
+        },
+        is_differentiated=not is_affine,
+    )
+
+
+def _ranker(model: ServableModel, batch: int, candidates: int) -> Graph:
+    assert isinstance(model, ServedRanker), "what is no retriever is a ranker"
+    return Graph(
+        name="ranker",
+        module=model.ranker,
+        inputs={
+            "queries": torch.zeros(batch, model.num_queries, model.query_dim),
+            "candidates": torch.zeros(candidates, model.dim),
+        },
+        outputs=RANKER_OUTPUTS,
+        free={"queries": _BATCH, "candidates": _CANDIDATES},
+    )
 
 
 def _example_sizes(model: ServableModel) -> tuple[int, int]:
@@ -140,6 +163,7 @@ def _example_sizes(model: ServableModel) -> tuple[int, int]:
         len(model.part_names),
         model.state_dim,
         model.dim,
+        model.query_dim,
         model.history_dim,
         model.num_queries,
     }

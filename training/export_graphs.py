@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from training.models import ServableModel, over_queries
+from training.models import Retriever, ServableModel, over_queries
 
 
 class ItemEncoder(nn.Module):
@@ -66,7 +66,7 @@ class UserEncoder(nn.Module):
 class ExplainerGraph(nn.Module, ABC):
     """What both explainers are given, freed of what lies in absent parts and padding."""
 
-    def __init__(self, model: ServableModel) -> None:
+    def __init__(self, model: Retriever) -> None:
         super().__init__()
         self.model = model
 
@@ -213,5 +213,5 @@ def _rows(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor
     return _kept(model.history_rows(states_PS, presence_P), presence_P.any(dim=-1, keepdim=True))
 
 
-def _parts(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+def _parts(model: Retriever, states_PS: Tensor, presence_P: Tensor) -> Tensor:
     return _kept(model.modality_parts(states_PS, presence_P), presence_P[..., None])

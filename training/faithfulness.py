@@ -22,7 +22,6 @@ from index.dataset import Dataset
 from index.explain import METHODS, explain, modality_shares
 from index.features import from_dataset
 from index.item_encoder import ItemEncoder
-from index.ranking import over_queries
 
 NUM_CANDIDATES = 20
 """The recommended items whose explanations give a user's shares; the first of them is the one of the curves."""
@@ -163,7 +162,7 @@ class _User:
     def __init__(self, bundle: Bundle, items: _Items, places_L: Rows) -> None:
         self._bundle, self._items, self._places_L = bundle, items, places_L
         queries_1QD = self._queries(np.ones((1, len(places_L)), dtype=np.bool_))
-        scores_N = self._scores(queries_1QD, items.candidates_ND)[0]
+        scores_N = bundle.score(queries_1QD, items.candidates_ND)[0]
         scores_N[places_L] = -np.inf
         k = min(NUM_CANDIDATES, len(scores_N))
         top = np.argpartition(-scores_N, k - 1)[:k]
@@ -203,13 +202,10 @@ class _User:
 
     def _margins(self, keep_VL: NDArray[np.bool_]) -> NDArray[np.float64]:
         queries_VQD = self._queries(keep_VL)
-        score_V = self._scores(queries_VQD, self._items.candidates_ND[self._top_K[:1]])[:, 0]
-        reference_VR = self._scores(queries_VQD, self._items.reference_RD)
+        score_V = self._bundle.score(queries_VQD, self._items.candidates_ND[self._top_K[:1]])[:, 0]
+        reference_VR = self._bundle.score(queries_VQD, self._items.reference_RD)
         margin_V: NDArray[np.float64] = score_V.astype(np.float64) - reference_VR.mean(axis=1, dtype=np.float64)
         return margin_V
-
-    def _scores(self, queries_VQD: Vectors, items_XD: Vectors) -> Vectors:
-        return over_queries(queries_VQD @ items_XD.T, axis=1, scorer=self._bundle.manifest.scorer)
 
     def _queries(self, keep_VL: NDArray[np.bool_]) -> Vectors:
         length = self._bundle.manifest.history_length

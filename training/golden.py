@@ -80,18 +80,23 @@ def golden_inputs(
     for column in range(num_parts):
         presence_BLP[-1, column % length, column] = False
     presence_BLP[-1, 0] = False
-    return {
+    inputs: dict[GraphName, dict[str, Array]] = {
         "item_encoder": encoded,
         "state_encoder": {"states": states_BPS, "presence": parts_BP},
         "user_encoder": {"history": history_BLH, "mask": mask_BL},
-        "explainer": {
-            "states": pool["states"][rows_BL],
-            "presence": presence_BLP,
-            "mask": mask_BL,
-            "candidate_states": states_BPS[1:],
-            "candidate_presence": parts_BP[1:],
-        },
     }
+    if "ranker" in graphs:
+        queries_BQD = graphs["user_encoder"](inputs["user_encoder"])["queries"]
+        candidates_KD = graphs["state_encoder"](inputs["state_encoder"])["candidate"][1:]
+        return {**inputs, "ranker": {"queries": queries_BQD, "candidates": candidates_KD}}
+    explained = {
+        "states": pool["states"][rows_BL],
+        "presence": presence_BLP,
+        "mask": mask_BL,
+        "candidate_states": states_BPS[1:],
+        "candidate_presence": parts_BP[1:],
+    }
+    return {**inputs, "explainer": explained}
 
 
 def make_golden(model: ServableModel, graphs: Mapping[GraphName, Graph], items: ModelInputs) -> Golden:

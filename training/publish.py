@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from api_schemas.manifest import BundleManifest, ExplanationMethod
+from api_schemas.manifest import RANKER_METHODS, BundleManifest, ExplanationMethod
 from index.artefacts import MANIFEST, write_durably
 from index.bundle import Bundle
 from index.dataset import Dataset
@@ -22,7 +22,7 @@ from training.config import RunConfig, to_toml
 from training.export import export_graphs, graphs_of
 from training.faithfulness import JudgedUsers, measure_faithfulness
 from training.golden import TOLERANCE, check_parity, make_golden
-from training.models import ServableModel
+from training.models import Retriever, ServableModel
 
 GOLDEN_FILE = "golden.npz"
 CONFIG_FILE = "config.toml"
@@ -98,6 +98,7 @@ def publish_bundle(
             num_queries=model.num_queries,
             history_is_candidate=model.history_is_candidate,
             scorer=model.scorer,
+            query_dim=model.query_dim if model.scorer == "ranker" else None,
             graphs=specs,
             golden=GOLDEN_FILE,
             golden_atol=TOLERANCE,
@@ -118,6 +119,7 @@ def publish_bundle(
             bundle,
             dataset,
             judged,
+            methods=manifest.explanation_methods,
             seed=config.seed,
             on_user=lambda done, total: report("explanations", done, total),
         )
@@ -128,8 +130,10 @@ def _methods(model: ServableModel) -> list[ExplanationMethod]:
     """Return the methods, the default first.
 
     Where the score is linear, its decomposition is exact on both sides; where it sums over queries, Shapley values
-    alone add up to it.
+    alone add up to it. A ranker's have no gradients.
     """
+    if not isinstance(model, Retriever):
+        return list(RANKER_METHODS)
     first: ExplanationMethod = METHODS[0]
     if model.user_map is not None:
         first = "decomposition"

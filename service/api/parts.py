@@ -14,6 +14,7 @@ class Served:
     """What answers now."""
 
     model_version: str
+    ranker_version: str | None
     index_version: str
     index_built_at: datetime
 

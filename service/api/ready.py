@@ -1,6 +1,7 @@
 """Readiness: whether requests should be sent here, and how each part is."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from api_schemas.health import Check, Ready
 from service.api.parts import Served
@@ -38,8 +39,13 @@ class Readiness:
         current = self._registry.current
         if current is None:
             return None
-        version = current.version
-        return Served(version.model_version, version.index_version, version.index_built_at)
+        version, ranker = current.version, current.ranker
+        return Served(
+            version.model_version,
+            None if ranker is None else ranker.card.version.model_version,
+            version.index_version,
+            version.index_built_at,
+        )
 
     async def __call__(self) -> Ready:
         """Look at every part now."""
@@ -51,6 +57,9 @@ class Readiness:
             "index": self._index(is_latest=refused is None),
             "store": store,
         }
+        ranker = await self._ranker()
+        if ranker is not None:
+            checks["ranker"] = ranker
         return Ready(
             ready=all(check.status != "failing" for check in checks.values()),
             checks=checks,
@@ -76,6 +85,18 @@ class Readiness:
             (item_id,) = servable.item_ids(servable.popular_rows[:1])
         query = Query(history=(HistoryItem(ItemId(item_id)),), k=1)
         await self._recommender.recommend(query, deadline=Deadline.after(PROBE_TIMEOUT_S))
+
+    async def _ranker(self) -> Check | None:
+        """As for the model; but answers go on without a ranker, in the retriever's order."""
+        served = self.served()
+        if served is None or served.ranker_version is None:
+            return None
+        if not self._recommender.ranker_ok:
+            with suppress(RecommendError):
+                await self._try_model()
+        if not self._recommender.ranker_ok:
+            return Check(status="degraded", detail="the ranker fails; the log says how")
+        return Check(status="ok", detail=served.ranker_version)
 
     def _index(self, *, is_latest: bool) -> Check:
         served = self.served()

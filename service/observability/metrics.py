@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-STAGES = ("store", "encode", "search", "explain")
+STAGES = ("store", "encode", "search", "rerank", "explain")
 
 
 class Metrics:
@@ -35,7 +35,7 @@ class Metrics:
         self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         stage_seconds = Histogram(
             "prismrec_stage_duration_seconds",
-            "Time of one stage of an answer: store, encode, search, explain.",
+            "Time of one stage of an answer: store, encode, search, rerank, explain.",
             ("stage",),
             buckets=_STAGE_SECONDS,
             registry=self.registry,

@@ -6,15 +6,16 @@ is that job's result alone.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from service.recommend.errors import DeadlineExceeded, NoServable
-from service.recommend.filters import Picks
+from service.recommend.filters import Picks, best_of
 from service.recommend.history import Resolved, resolve
-from service.recommend.job import Answer, Job
+from service.recommend.job import Answer, Candidates, Job
 from service.recommend.servable import Servable, ids_of
 from service.recommend.sources import encode_users, popular_items, search_model
 from service.recommend.types import ScoredItem, Source
@@ -22,25 +23,33 @@ from service.recommend.types import ScoredItem, Source
 MODEL_FAILED = "model_failed"
 """Degraded: the encoder or the search failed, the answer is what is popular."""
 
+X = TypeVar("X")
 Result = Answer | Exception
 
 
 def answer_jobs(jobs: Sequence[Job]) -> list[Result]:
     """Answer every job; a result is an answer, or the exception that its caller gets."""
+    return by_version(jobs, lambda job: job.servable, _answer)
+
+
+def by_version(
+    values: Sequence[X], servable_of: Callable[[X], Servable], run: Callable[[Servable, Sequence[X]], Sequence[Result]]
+) -> list[Result]:
+    """Return the result of every value; those of one version are run together, while it is kept open."""
     results: dict[int, Result] = {}
     by_servable: defaultdict[int, list[int]] = defaultdict(list)
-    for position, job in enumerate(jobs):
-        by_servable[id(job.servable)].append(position)
+    for position, value in enumerate(values):
+        by_servable[id(servable_of(value))].append(position)
     for positions in by_servable.values():
-        servable = jobs[positions[0]].servable
+        servable = servable_of(values[positions[0]])
         if not servable.retain():  # every caller that still waits holds it open: these have all gone
             results.update(dict.fromkeys(positions, NoServable("the version was closed")))
             continue
         try:
-            results.update(zip(positions, _answer(servable, [jobs[p] for p in positions]), strict=True))
+            results.update(zip(positions, run(servable, [values[p] for p in positions]), strict=True))
         finally:
             servable.release()
-    return [results[position] for position in range(len(jobs))]
+    return [results[position] for position in range(len(values))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +59,13 @@ class _Picked:
     resolved: Resolved
     picks: Picks
     source: Source
+    candidates: Candidates | None = None
     failure: Exception | None = None
 
 
 def _answer(servable: Servable, jobs: Sequence[Job]) -> list[Result]:
     results = _in_time(jobs, resolve(jobs, servable))
-    for_model = [r for r in results if isinstance(r, Resolved) and r.for_model]
+    for_model = [r for r in results if isinstance(r, Resolved) and r.basis]
     timings_ms: dict[str, float] = {}
     by_model = _model_picks(servable, for_model, timings_ms) if for_model else {}
     picked: list[_Picked] = []
@@ -63,11 +73,16 @@ def _answer(servable: Servable, jobs: Sequence[Job]) -> list[Result]:
         if not isinstance(result, Resolved):
             continue
         outcome = by_model.get(id(result.job))
-        if isinstance(outcome, list):
+        query = result.job.query
+        if not isinstance(outcome, list):
+            popular = popular_items(servable, k=query.k, final=result.filter)
+            picked.append(_Picked(result, popular, "popular", failure=outcome))
+        elif servable.ranker is None:
             picked.append(_Picked(result, outcome, "model"))
         else:
-            popular = popular_items(servable, k=result.job.query.k, final=result.filter)
-            picked.append(_Picked(result, popular, "popular", outcome))
+            shown = best_of(outcome, k=query.k, min_score=query.min_score)
+            candidates = Candidates(outcome, query.k, query.min_score, result.past)
+            picked.append(_Picked(result, shown, "model", candidates))
     answers = iter(_build(servable, picked, timings_ms))
     return [next(answers) if isinstance(result, Resolved) else result for result in results]
 
@@ -90,7 +105,7 @@ def _model_picks(
     """Return the model's picks by the id of the job, or what the model raised."""
     try:
         started = time.perf_counter()
-        queries_BQD = encode_users(servable, users)
+        queries_BQD = encode_users(servable, [user.basis for user in users])
         encoded = time.perf_counter()
         timings_ms["encode"] = (encoded - started) * 1e3
         picks = search_model(servable, users, queries_BQD)
@@ -112,10 +127,10 @@ def _build(servable: Servable, picked: Sequence[_Picked], timings_ms: Mapping[st
         Answer(
             items=next(items),
             rows=tuple([row for row, _ in one.picks]),
-            history=one.resolved.history,
+            basis=one.resolved.basis,
             user_state=one.resolved.user_state,
             unknown_item_ids=one.resolved.unknown_item_ids,
-            own_QD=one.resolved.own_QD,
+            candidates=one.candidates,
             degraded=() if one.failure is None else (MODEL_FAILED,),
             failure=one.failure,
             timings_ms=timings_ms,

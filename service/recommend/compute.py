@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 from service.recommend.deadline import Deadline
 from service.recommend.job import Answer, Job
+from service.recommend.rerank import Reranking
 
 Y = TypeVar("Y")
 
@@ -19,6 +20,16 @@ class Compute(Protocol):
             Overloaded: Too many jobs wait; said at once.
             DeadlineExceeded: The job's deadline passed, waiting or computing.
             RecommendError: The job's own failure.
+        """
+        ...
+
+    async def rerank(self, reranking: Reranking) -> Answer:
+        """Order an answer's candidates together with whatever else waits for the same.
+
+        Raises:
+            Overloaded: Too many wait; said at once.
+            DeadlineExceeded: The re-ranking's deadline passed, or would.
+            Exception: What the ranker raised.
         """
         ...
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.recommend.deadline import Deadline
-from service.recommend.job import Answer, Job, UsedHistory
+from service.recommend.job import Answer, Basis, Job, UsedHistory
 from service.recommend.reasons import Titles, caveats_for, popular_reason, reasons_for
-from service.recommend.servable import Attribution, Mask, Servable
+from service.recommend.servable import Attribution, Mask, Model, Rows, Servable
 from service.recommend.types import (
     ExplainLevel,
     Explanation,
@@ -30,36 +30,37 @@ CANDIDATES_AT_ONCE = 32
 
 
 def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanation:
-    """Explain lines that the model scored; lines that are there because they are popular say just that.
+    """Explain lines that a model scored; lines that are there because they are popular say just that.
 
-    `job.query.explain` says how much: `summary` leaves out histories and contributions.
+    The model is the one whose scores they are: the ranker, where it has ordered them, else the retriever, which may not
+    offer the method that was asked for and then uses its default. `job.query.explain` says how much: `summary` leaves
+    out histories and contributions.
 
     Raises:
         DeadlineExceeded: The time is up; looked at between groups of candidates.
         FloatingPointError: The explainer returned NaN or infinity.
     """
-    servable, method, level = job.servable, job.query.method, job.query.explain
-    # Without a history there is nothing for the other methods to take away or to differentiate by.
-    chosen = "decomposition" if answer.own_QD is not None else method or servable.methods[0]
-    names = servable.parts
+    servable, level, basis = job.servable, job.query.explain, answer.basis
+    model: Model = answer.ranker or servable
+    chosen = _method_of(model, basis, job.query.method)
+    names = model.parts
     from_model = [place for place, item in enumerate(answer.items) if item.source == "model"]
     lines: dict[int, ItemExplanation] = {}
     attribution: Attribution | None = None
     history: tuple[HistoryInterest, ...] = ()
     shares: tuple[ModalityShare, ...] = ()
-    if from_model and (answer.history.rows or answer.own_QD is not None):
-        attribution = _attribute(servable, answer, from_model, chosen, deadline)
-        words = _Words(
-            chosen, names, len(servable.modalities), answer.history.item_ids, _titles(servable, answer.history)
-        )
+    if from_model and basis:
+        rows_K = np.array([answer.rows[place] for place in from_model], dtype=np.int64)
+        attribution = _attribute(model, basis, rows_K, chosen, deadline)
+        words = _Words(chosen, names, len(model.modalities), basis.history.item_ids, _titles(servable, basis.history))
         for index, place in enumerate(from_model):
             lines[place] = _line(answer.items[place], attribution, index, words=words, level=level)
-        share_M = servable.modality_shares(attribution.interest_KM, scores_K=attribution.scores_K)
+        share_M = model.modality_shares(attribution.interest_KM, scores_K=attribution.scores_K)
         shares = tuple(sorted(map(ModalityShare, names, share_M), key=lambda part: -part.share))
         if level == "full":
             mean_LM = attribution.grid_KLM.mean(axis=0).tolist()
             history = words.interests(attribution.history_KL.mean(axis=0).tolist(), mean_LM)
-    faithfulness = servable.faithfulness(chosen) if answer.own_QD is None else {}  # measured by taking items away
+    faithfulness = model.faithfulness(chosen) if basis.own_QD is None else {}  # measured by taking items away
     return Explanation(
         method=chosen,
         modality_interest=shares,
@@ -71,26 +72,30 @@ def explain_answer(job: Job, answer: Answer, *, deadline: Deadline) -> Explanati
             measured=bool(faithfulness),
             additive=attribution.additive if attribution is not None else None,
             any_popular=len(from_model) < len(answer.items),
-            any_brought=any(row < 0 for row in answer.history.rows),
-            from_history=answer.own_QD is None,
+            any_brought=any(row < 0 for row in basis.history.rows),
+            from_history=basis.own_QD is None,
+            has_gradients="grad_x_input" in model.methods,
         ),
     )
 
 
-def _attribute(
-    servable: Servable, answer: Answer, places: Sequence[int], method: Method, deadline: Deadline
-) -> Attribution:
-    states_LMS, presence_LM = history_states(servable, answer.history)
-    rows_K = np.array([answer.rows[place] for place in places], dtype=np.int64)
+def _method_of(model: Model, basis: Basis, wanted: Method | None) -> Method:
+    if basis.own_QD is not None:  # nothing for the other methods to take away or to differentiate by
+        return model.method_without_history
+    return wanted if wanted in model.methods else model.methods[0]
+
+
+def _attribute(model: Model, basis: Basis, rows_K: Rows, method: Method, deadline: Deadline) -> Attribution:
+    states_LMS, presence_LM = history_states(model, basis.history)
     parts: list[Attribution] = []
     for start in range(0, rows_K.size, CANDIDATES_AT_ONCE):
         deadline.check()
         rows = rows_K[start : start + CANDIDATES_AT_ONCE]
-        states_KMS, presence_KM = servable.states(rows), servable.presence(rows)
-        if answer.own_QD is not None:
-            part = servable.decompose(answer.own_QD, candidate_states_KMS=states_KMS, candidate_presence_KM=presence_KM)
+        states_KMS, presence_KM = model.states(rows), model.presence(rows)
+        if basis.own_QD is not None:
+            part = model.decompose(basis.own_QD, candidate_states_KMS=states_KMS, candidate_presence_KM=presence_KM)
         else:
-            part = servable.attribute(
+            part = model.attribute(
                 method,
                 states_LMS=states_LMS,
                 presence_LM=presence_LM,
@@ -114,11 +119,11 @@ def _attribute(
     )
 
 
-def history_states(servable: Servable, history: UsedHistory) -> tuple[Vectors, Mask]:
+def history_states(model: Model, history: UsedHistory) -> tuple[Vectors, Mask]:
     """Return states `[L, M, S]` and presence `[L, M]` of the past items, those included that brought their vectors."""
     rows_L = np.array(history.rows, dtype=np.int64)
     known_L = np.maximum(rows_L, 0)
-    states_LMS, presence_LM = servable.states(known_L), servable.presence(known_L)
+    states_LMS, presence_LM = model.states(known_L), model.presence(known_L)
     if history.brought is not None and (rows_L < 0).any():
         states_LMS, presence_LM = np.array(states_LMS), np.array(presence_LM)
         places = np.flatnonzero(rows_L < 0)

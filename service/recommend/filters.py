@@ -12,6 +12,11 @@ Picks = list[tuple[int, float]]
 _NONE: frozenset[int] = frozenset()
 
 
+def best_of(picks: Picks, *, k: int, min_score: float | None) -> Picks:
+    """Return the first k picks that score enough."""
+    return [pick for pick in picks if min_score is None or pick[1] >= min_score][:k]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FinalFilter:
     """What may be shown in one answer."""

@@ -6,14 +6,14 @@ place: viewing, opening and buying one thing is one interest, and must not push 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from service.recommend.errors import InvalidQuery
 from service.recommend.filters import FinalFilter
-from service.recommend.job import Job, UsedHistory
-from service.recommend.servable import EncodedItems, Servable
+from service.recommend.job import Basis, Job, Past, UsedHistory
+from service.recommend.servable import EncodedItems, Model, Servable
 from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors, user_id_of
 
 
@@ -22,25 +22,33 @@ class Resolved:
     """A job whose ids have become rows."""
 
     job: Job
-    history: UsedHistory
+    past: Past
+    basis: Basis
+    """Of the model that retrieves."""
     candidate_rows: tuple[int, ...] | None
     """The known ones of the query's candidates, each once, in the order given."""
     filter: FinalFilter
     unknown_item_ids: tuple[ItemId, ...]
-    own_QD: Vectors | None = None
-    """The queries that the model has learned for this user; looked up only where there is no usable history."""
 
     @property
-    def for_model(self) -> bool:
-        """The model has something to go by."""
-        return bool(self.history.rows) or self.own_QD is not None
+    def num_candidates(self) -> int:
+        """How many rows the search shall find: a ranker, if there is one, chooses among more than are shown."""
+        k, ranker = self.job.query.k, self.job.servable.ranker
+        return k if ranker is None else max(k, ranker.num_candidates)
+
+    @property
+    def search_filter(self) -> FinalFilter:
+        """What the search may find. How much an item has to score is for the model to say whose scores are shown."""
+        if self.job.servable.ranker is None or self.filter.min_score is None:
+            return self.filter
+        return replace(self.filter, min_score=None)
 
     @property
     def user_state(self) -> UserState:
         """Anonymous without a subject; known with a usable history or a learned vector; else cold."""
         if self.job.query.subject is None:
             return "anonymous"
-        return "known" if self.for_model else "cold"
+        return "known" if self.basis else "cold"
 
 
 def check_query(query: Query, servable: Servable) -> None:
@@ -53,8 +61,9 @@ def check_query(query: Query, servable: Servable) -> None:
         raise InvalidQuery("/k", f"{query.k} is below 1")
     if query.min_score is not None and not math.isfinite(query.min_score):
         raise InvalidQuery("/min_score", "is not a finite number")
-    if query.method is not None and query.method not in servable.methods:
-        known = ", ".join(servable.methods)
+    methods = servable.methods if servable.ranker is None else servable.ranker.methods
+    if query.method is not None and query.method not in methods:
+        known = ", ".join(methods)
         raise InvalidQuery("/method", f"{query.method!r} is not offered by this model; it offers {known}")
     for position, item in enumerate(query.history or ()):
         if item.modalities:
@@ -104,7 +113,7 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
     candidate_rows = rows[len(past_rows) + num_excluded :]
 
     past_ids = [*job.stored.item_ids, *(item.item_id for item in inline)] if inline else list(job.stored.item_ids)
-    brought, usable_rows = _encode_brought(servable, inline, past_rows, num_stored)
+    raw, encoded, usable_rows = _encode_brought(servable, inline, past_rows, num_stored)
     unknown = [item_id for item_id, row in zip(past_ids, past_rows, strict=True) if row < 0] if -1 in past_rows else []
 
     known_candidates: tuple[int, ...] | None = None
@@ -118,11 +127,11 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
     if not query.include_seen:
         blocked.update(past_rows)
     blocked.discard(-1)
-    history = _last_unique(past_ids, usable_rows, brought, length=servable.history_length)
-    user_id = None if history.rows else user_id_of(query.subject)
+    past = _last_unique(past_ids, usable_rows, raw)
     return Resolved(
         job=job,
-        history=history,
+        past=past,
+        basis=basis_for(servable, past, query, encoded),
         candidate_rows=known_candidates,
         filter=FinalFilter(
             blocked=blocked,
@@ -131,37 +140,50 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
             min_score=query.min_score,
         ),
         unknown_item_ids=tuple(dict.fromkeys(unknown)),
-        own_QD=None if user_id is None else servable.user_queries(user_id),
     )
+
+
+def basis_for(model: Model, past: Past, query: Query, brought: EncodedItems | None = None) -> Basis:
+    """Return what a model has to go by: the last L past items, or else what it has learned of a signed-in user.
+
+    Args:
+        model: The retriever or the ranker.
+        past: Of the user.
+        query: Who asks.
+        brought: What the model makes of the items that came with vectors; None: not asked yet.
+    """
+    length = model.history_length
+    if brought is None and past.brought:
+        brought = model.encode_items(past.brought)
+    history = UsedHistory(past.item_ids[-length:], past.rows[-length:], brought)
+    user_id = None if history.rows else user_id_of(query.subject)
+    return Basis(history, None if user_id is None else model.user_queries(user_id))
 
 
 def _encode_brought(
     servable: Servable, inline: Sequence[HistoryItem], past_rows: list[int], num_stored: int
-) -> tuple[EncodedItems | None, list[int]]:
-    """Encode the unknown items that bring vectors; return them, and each past item's row or place (`UsedHistory`)."""
+) -> tuple[tuple[Mapping[str, Vectors], ...], EncodedItems | None, list[int]]:
+    """Encode the unknown items that bring vectors; return these, what they become, and each past item's row."""
     brought = {
         item.item_id: item.modalities  # of an item that is there twice, the latest vectors count
         for item, row in zip(inline, past_rows[num_stored:], strict=True)
         if row < 0 and item.modalities
     }
     if not brought:
-        return None, past_rows
-    encoded = servable.encode_items(list(brought.values()))
+        return (), None, past_rows
+    raw = tuple(brought.values())
+    encoded = servable.encode_items(raw)
     # Vectors of zeros say nothing: such an item stays merely unknown.
     place_of = {item_id: -2 - index for index, item_id in enumerate(brought) if encoded.presence_BM[index].any()}
     inline_rows = [
         row if row >= 0 else place_of.get(item.item_id, -1)
         for item, row in zip(inline, past_rows[num_stored:], strict=True)
     ]
-    return encoded, past_rows[:num_stored] + inline_rows
+    return raw, encoded, past_rows[:num_stored] + inline_rows
 
 
-def _last_unique(item_ids: list[ItemId], rows: list[int], brought: EncodedItems | None, *, length: int) -> UsedHistory:
-    """Keep the last `length` usable items, each at its latest place, oldest first."""
+def _last_unique(item_ids: list[ItemId], rows: list[int], brought: tuple[Mapping[str, Vectors], ...]) -> Past:
+    """Keep the usable items, each at its latest place, oldest first."""
     latest_first = dict(zip(reversed(rows), reversed(item_ids), strict=True))  # a key stays where it came first
     latest_first.pop(-1, None)
-    return UsedHistory(
-        item_ids=tuple(latest_first.values())[:length][::-1],
-        rows=tuple(latest_first)[:length][::-1],
-        brought=brought,
-    )
+    return Past(item_ids=tuple(latest_first.values())[::-1], rows=tuple(latest_first)[::-1], brought=brought)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from service.recommend.deadline import Deadline
+from service.recommend.filters import Picks
 from service.recommend.ports import StoredHistory
-from service.recommend.servable import EncodedItems, Servable
+from service.recommend.servable import EncodedItems, Ranker, Servable
 from service.recommend.types import ItemId, Query, ScoredItem, UserState, Vectors
 
 NO_HISTORY = StoredHistory()
@@ -22,18 +23,54 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UsedHistory:
-    """The past items that are encoded, oldest first, at most L, each once."""
+class Past:
+    """All usable past items of a user, whatever a model makes of them: oldest first, each once, at its latest place."""
 
     item_ids: tuple[ItemId, ...] = ()
     rows: tuple[int, ...] = ()
     """Row of each item; an item unknown to the catalogue has -2 - i, where i is its place in `brought`."""
+    brought: tuple[Mapping[str, Vectors], ...] = ()
+    """Raw vectors by modality, of the items that came with their own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UsedHistory:
+    """The past items that a model encodes, oldest first, at most its L, each once."""
+
+    item_ids: tuple[ItemId, ...] = ()
+    rows: tuple[int, ...] = ()
+    """As in `Past`."""
     brought: EncodedItems | None = None
-    """Items that came with their own modality vectors."""
+    """What the model makes of the items that came with their own modality vectors."""
 
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """What one model has to go by for a user."""
+
+    history: UsedHistory
+    own_QD: Vectors | None = None
+    """The queries that it has learned for this user; looked up only where there is no usable history."""
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything."""
+        return bool(self.history.rows) or self.own_QD is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """What the servable's ranker may order: rows that may be shown, in the retriever's order and with its scores."""
+
+    picks: Picks
+    k: int
+    """So many are shown at most."""
+    min_score: float | None
+    """What an item has to score to be shown."""
+    past: Past
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +80,14 @@ class Answer:
     items: tuple[ScoredItem, ...]
     rows: tuple[int, ...]
     """Row of each item."""
-    history: UsedHistory
+    basis: Basis
+    """Of the model whose scores the items have."""
     user_state: UserState
     unknown_item_ids: tuple[ItemId, ...]
-    own_QD: Vectors | None = None
-    """The user's learned queries, when the model answered from them and not from a history."""
+    candidates: Candidates | None = None
+    """None: there is no ranker, or nothing for it to order."""
+    ranker: Ranker | None = None
+    """The one that has ordered the items; None: none has."""
     degraded: tuple[str, ...] = ()
     failure: Exception | None = None
     """What the model raised, when it failed."""

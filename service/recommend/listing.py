@@ -10,7 +10,7 @@ from service.recommend.answer import dress
 from service.recommend.errors import InvalidQuery, ItemNotFound, NoServable
 from service.recommend.filters import FinalFilter, Picks
 from service.recommend.history import Resolved, resolve
-from service.recommend.job import Answer, Job
+from service.recommend.job import Answer, Candidates, Job
 from service.recommend.servable import Rows, Selection, Servable
 from service.recommend.sources import encode_users, popular_items, popularity_scores, similar_items
 from service.recommend.types import Filter, ItemId, ScoredItem, Source
@@ -74,13 +74,14 @@ def named_answer(job: Job, item_ids: Sequence[ItemId]) -> Answer:
             raise InvalidQuery(f"/item_ids/{list(item_ids).index(item_id)}", f"no item {item_id!r} in the catalogue")
     resolved = _resolve(job)
     picks, source = _score(servable, resolved, rows)
+    ranked = servable.ranker is not None and source == "model"
     return Answer(
         items=dress(servable, [(picks, source)])[0],
         rows=tuple(row for row, _ in picks),
-        history=resolved.history,
+        basis=resolved.basis,
         user_state=resolved.user_state,
         unknown_item_ids=resolved.unknown_item_ids,
-        own_QD=resolved.own_QD,
+        candidates=Candidates(picks, len(picks), None, resolved.past) if ranked else None,
     )
 
 
@@ -92,9 +93,9 @@ def _resolve(job: Job) -> Resolved:
 
 
 def _score(servable: Servable, resolved: Resolved, rows: Rows) -> tuple[Picks, Source]:
-    source: Source = "model" if resolved.for_model else "popular"
+    source: Source = "model" if resolved.basis else "popular"
     scores: NDArray[np.floating] = (
-        servable.score(encode_users(servable, [resolved])[0], rows)
+        servable.score(encode_users(servable, [resolved.basis])[0], rows)
         if source == "model"
         else popularity_scores(servable, servable.popularity_positions(rows))
     )

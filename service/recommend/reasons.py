@@ -29,9 +29,11 @@ _METHOD_CAVEATS: Mapping[Method, str] = {
     " attention, removing a part would change those weights too.",
     "occlusion": "Each value is the change of the score when that one part is taken away; the values do not add up.",
     "shapley": "Contributions split the score over the modalities of the history, averaged over all combinations; the"
-    " residual is the score of an empty history. Past items and their modalities are rated by gradient times input.",
+    " residual is the score of an empty history.",
 }
 
+
+_SHAPLEY_ITEMS = " Past items and their modalities are rated by {}."
 
 _SUMMED_CAVEAT = (
     "Contributions are those of the user's interests together, each weighted by what it gives this item; the residual"
@@ -120,6 +122,7 @@ def caveats_for(
     any_popular: bool,
     any_brought: bool,
     from_history: bool = True,
+    has_gradients: bool = True,
 ) -> tuple[str, ...]:
     """Return what a reader must know before trusting an explanation.
 
@@ -130,10 +133,14 @@ def caveats_for(
         any_popular: Some lines are there because they are popular.
         any_brought: Some past items are known by their vectors alone.
         from_history: The user was read from a history; else from what the model has learned of the user.
+        has_gradients: The model can be differentiated; a ranker can not.
     """
     caveats: list[str] = []
     if additive is not None:
-        caveats.append(_SUMMED_CAVEAT if method == "decomposition" and not additive else _METHOD_CAVEATS[method])
+        caveat = _SUMMED_CAVEAT if method == "decomposition" and not additive else _METHOD_CAVEATS[method]
+        if method == "shapley":
+            caveat += _SHAPLEY_ITEMS.format("gradient times input" if has_gradients else "occlusion")
+        caveats.append(caveat)
         if method not in COUNTERFACTUAL:
             caveats.append("Associations, not causes.")
         if not additive:

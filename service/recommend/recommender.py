@@ -1,6 +1,7 @@
 """The recommender: the order of the stages, and what becomes of the answer when one of them fails.
 
-history (awaited) → resolve, encode, search, filter, fall back (computed together with other jobs) → explain → slate.
+history (awaited) → resolve, encode, search, filter, fall back → re-rank (each computed together with other jobs) →
+explain → slate.
 Every answer is made from one version, held from the first stage to the last.
 """
 
@@ -21,6 +22,7 @@ from service.recommend.history import check_query
 from service.recommend.job import NO_HISTORY, Answer, Job
 from service.recommend.listing import held, named_answer, popular_listing, similar_listing
 from service.recommend.ports import HistoryStore, StoredHistory
+from service.recommend.rerank import Reranking, has_time
 from service.recommend.servable import Servable, ServableSource
 from service.recommend.types import Explanation, Filter, ItemId, Listing, ModelCard, Query, Slate, Subject
 
@@ -30,17 +32,33 @@ MAX_SEEN = 1_000
 STORE_SHARE = 0.5
 """The store gets at most this part of the time that is left, so that an answer without it still comes in time."""
 
-EXPLANATION_RESERVE_S = 0.01
-"""An explanation that is not there this long before the deadline is left out, so that the answer itself is in time."""
+RESERVE_S = 0.01
+"""A re-ranking or an explanation that is not there this long before the deadline is left out, so that the answer itself
+is in time."""
 
 STORE_UNAVAILABLE = "store_unavailable"
 EXPLANATION_FAILED = "explanation_failed"
 EXPLANATION_LATE = "explanation_late"
 EXPLANATION_OVERLOADED = "explanation_overloaded"
+RERANK_FAILED = "rerank_failed"
+RERANK_LATE = "rerank_late"
+RERANK_OVERLOADED = "rerank_overloaded"
+
+DEGRADED = (
+    STORE_UNAVAILABLE,
+    RERANK_LATE,
+    RERANK_FAILED,
+    RERANK_OVERLOADED,
+    EXPLANATION_LATE,
+    EXPLANATION_FAILED,
+    EXPLANATION_OVERLOADED,
+)
+"""What an answer may lack, beside `MODEL_FAILED` of `service.recommend.answer`; docs/operations.md explains all."""
 
 HISTORY_MISSED = "history_missed"
 MODEL_BROKE = "model_broke"
 EXPLANATIONS_BROKE = "explanations_broke"
+RANKER_BROKE = "ranker_broke"
 
 _ANY = Filter()
 _log = structlog.get_logger()
@@ -65,13 +83,15 @@ class Recommender:
         self._store_timeout_s = store_timeout_s
         self.model_ok = True
         """The last call of the model succeeded; readiness looks at it."""
+        self.ranker_ok = True
+        """So did the last re-ranking."""
         self._explanations_ok = True
 
     async def recommend(self, query: Query, *, deadline: Deadline) -> Slate:
         """Return the slate for a query.
 
-        A store that is away or late, a model that fails and an explanation that fails or is late are left out of the
-        answer, and `degraded` names them.
+        A store that is away or late, a model that fails, and a re-ranking or an explanation that fails or is late are
+        left out of the answer, and `degraded` names them.
 
         Raises:
             InvalidQuery: The loaded version can not answer this query; names the field.
@@ -81,12 +101,11 @@ class Recommender:
         """
         with self._admission, self._servables.acquire() as servable:
             job, degraded, timings_ms = await self._job(servable, query, deadline)
-            answer = await self._answer(job)
+            answer = await self._rerank(job, await self._answer(job), degraded, timings_ms)
             explanation: Explanation | None = None
             if query.explain != "none":
-                early = Deadline(deadline.at - EXPLANATION_RESERVE_S, deadline.clock)
                 try:
-                    explanation = await self._explain(job, answer, early, timings_ms)
+                    explanation = await self._explain(job, answer, _early(deadline), timings_ms)
                 except DeadlineExceeded:
                     deadline.check()
                     degraded.append(EXPLANATION_LATE)
@@ -123,6 +142,7 @@ class Recommender:
             else:
                 work = partial(held, servable, partial(named_answer, job, tuple(item_ids)))
                 answer = await self._compute.alone(work, deadline=deadline)
+            answer = await self._rerank(job, answer, degraded, timings_ms)
             explanation = await self._explain(job, answer, deadline, timings_ms)
             return _slate(servable, answer, degraded, timings_ms, explanation), explanation
 
@@ -168,16 +188,18 @@ class Recommender:
             return Listing(items, servable.version, {"search": _since_ms(started)})
 
     def model(self, name: str) -> ModelCard:
-        """Return what the model that answers says of itself, by the name of its family or its version.
+        """Return what a model that answers says of itself, by the name of its family or its version.
 
         Raises:
-            ModelNotFound: The model that answers has another name and version.
+            ModelNotFound: The models that answer have other names and versions.
             NoServable: No version is loaded.
         """
         with self._servables.acquire() as servable:
-            if name not in (servable.version.model_name, servable.version.model_version):
-                raise ModelNotFound(name)
-            return servable.card
+            cards = [servable.card] if servable.ranker is None else [servable.card, servable.ranker.card]
+            for card in cards:
+                if name in (card.version.model_name, card.version.model_version):
+                    return card
+            raise ModelNotFound(name)
 
     async def _job(
         self, servable: Servable, query: Query, deadline: Deadline
@@ -211,6 +233,33 @@ class Recommender:
         self.model_ok = answer.failure is None
         return answer
 
+    async def _rerank(self, job: Job, answer: Answer, degraded: list[str], timings_ms: dict[str, float]) -> Answer:
+        """Return the answer in the ranker's order, if there is one; else as it is, and say why in `degraded`."""
+        ranker, candidates = job.servable.ranker, answer.candidates
+        if ranker is None or candidates is None:
+            return answer
+        deadline = _early(job.deadline)
+        started = time.perf_counter()
+        try:
+            if not has_time(ranker, candidates, deadline):
+                degraded.append(RERANK_LATE)
+                return answer
+            answer = await self._compute.rerank(Reranking(job, answer, candidates, deadline))
+        except DeadlineExceeded:
+            job.deadline.check()
+            degraded.append(RERANK_LATE)
+        except Overloaded:
+            degraded.append(RERANK_OVERLOADED)
+        except Exception as error:  # noqa: BLE001 - the slate is whole without it, whatever it was
+            if self.ranker_ok:
+                _log.error(RANKER_BROKE, index_version=job.servable.version.index_version, exc_info=error)
+            self.ranker_ok = False
+            degraded.append(RERANK_FAILED)
+        else:
+            self.ranker_ok = True
+        timings_ms["rerank"] = _since_ms(started)
+        return answer
+
     async def _explain(self, job: Job, answer: Answer, deadline: Deadline, timings_ms: dict[str, float]) -> Explanation:
         started = time.perf_counter()
         work = partial(explain_answer, job, answer, deadline=deadline)
@@ -218,6 +267,10 @@ class Recommender:
             return await self._compute.alone(partial(held, job.servable, work), deadline=deadline)
         finally:
             timings_ms["explain"] = _since_ms(started)
+
+
+def _early(deadline: Deadline) -> Deadline:
+    return Deadline(deadline.at - RESERVE_S, deadline.clock)
 
 
 def _since_ms(started: float) -> float:
@@ -237,9 +290,10 @@ def _slate(
     return Slate(
         items=items,
         user_state=answer.user_state,
-        events_used=len(answer.history),
+        events_used=len(answer.basis.history),
         unknown_item_ids=answer.unknown_item_ids,
         version=servable.version,
+        ranker=None if answer.ranker is None else answer.ranker.card.version,
         degraded=(*degraded, *answer.degraded),
         explanation=explanation,
         timings_ms={**timings_ms, **answer.timings_ms},

@@ -57,13 +57,8 @@ class Attribution:
     """Contributions and residual sum to the score."""
 
 
-class Servable(Protocol):
-    """One loaded, verified, immutable version. Every method may be called from any thread."""
-
-    @property
-    def version(self) -> ServedVersion:
-        """Which model and index this is."""
-        ...
+class Model(Protocol):
+    """A loaded model and what it knows of the catalogue's items. Every method may be called from any thread."""
 
     @property
     def modalities(self) -> Mapping[str, int]:
@@ -86,6 +81,98 @@ class Servable(Protocol):
         ...
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """Explanation methods of this model, its default first."""
+        ...
+
+    @property
+    def method_without_history(self) -> Method:
+        """How `decompose` explains, which needs no history."""
+        ...
+
+    def faithfulness(self, method: Method) -> Mapping[str, float]:
+        """Return what was measured for the method when the model was released; empty when nothing was."""
+        ...
+
+    def encode_items(self, raw: Sequence[Mapping[str, Vectors]]) -> EncodedItems:
+        """Encode items from raw vectors `[D_m]` by modality; a missing modality is one that the item has not."""
+        ...
+
+    def history(self, rows: Rows) -> Vectors:
+        """Return the history rows `[n, H]`."""
+        ...
+
+    def states(self, rows: Rows) -> Vectors:
+        """Return the states `[n, M, S]`."""
+        ...
+
+    def presence(self, rows: Rows) -> Mask:
+        """Return which parts each item has, `[n, M]`."""
+        ...
+
+    def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
+        """Return the queries `[B, Q, D]` of padded histories."""
+        ...
+
+    def user_queries(self, user_id: str) -> Vectors | None:
+        """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""
+        ...
+
+    def score(self, queries_QD: Vectors, rows: Rows) -> Vectors:
+        """Return one user's score of each row."""
+        ...
+
+    def attribute(
+        self,
+        method: Method,
+        *,
+        states_LMS: Vectors,
+        presence_LM: Mask,
+        candidate_states_KMS: Vectors,
+        candidate_presence_KM: Mask,
+    ) -> Attribution:
+        """Explain K candidates for one history."""
+        ...
+
+    def decompose(
+        self, queries_QD: Vectors, *, candidate_states_KMS: Vectors, candidate_presence_KM: Mask
+    ) -> Attribution:
+        """Split the scores of K candidates for queries that `user_queries` gave, by part; there is no history."""
+        ...
+
+    def modality_shares(self, interest_KM: Vectors, *, scores_K: Vectors) -> Sequence[float]:
+        """Return each part's share `[M]` of what speaks for K candidates, as it was judged at release."""
+        ...
+
+
+class Ranker(Model, Protocol):
+    """A model that finds nothing itself and orders what another one has found, by its own `score`."""
+
+    @property
+    def num_candidates(self) -> int:
+        """How many items it is given to order."""
+        ...
+
+    @property
+    def rerank_cpu_s(self) -> float:
+        """Processor time of ordering so many items for one lone user, as it was measured at warm-up."""
+        ...
+
+
+class Servable(Model, Protocol):
+    """One loaded, verified, immutable version: a catalogue, and the model that retrieves from it."""
+
+    @property
+    def version(self) -> ServedVersion:
+        """Which model and index this is."""
+        ...
+
+    @property
+    def ranker(self) -> Ranker | None:
+        """The model that orders what was retrieved; None: the retriever's order stands."""
+        ...
+
+    @property
     def answer_cpu_s(self) -> float:
         """Processor time of one lone answer, encoded and searched, as it was measured at warm-up."""
         ...
@@ -96,17 +183,8 @@ class Servable(Protocol):
         ...
 
     @property
-    def methods(self) -> tuple[Method, ...]:
-        """Explanation methods of this model, its default first."""
-        ...
-
-    @property
     def popular_rows(self) -> Rows:
         """All rows, the most popular first."""
-        ...
-
-    def faithfulness(self, method: Method) -> Mapping[str, float]:
-        """Return what was measured for the method when the model was released; empty when nothing was."""
         ...
 
     def retain(self) -> bool:
@@ -137,39 +215,11 @@ class Servable(Protocol):
         """Return the rows that pass; all of them for an empty filter."""
         ...
 
-    def encode_items(self, raw: Sequence[Mapping[str, Vectors]]) -> EncodedItems:
-        """Encode items from raw vectors `[D_m]` by modality; a missing modality is one that the item has not."""
-        ...
-
-    def history(self, rows: Rows) -> Vectors:
-        """Return the history rows `[n, H]`."""
-        ...
-
-    def states(self, rows: Rows) -> Vectors:
-        """Return the states `[n, M, S]`."""
-        ...
-
-    def presence(self, rows: Rows) -> Mask:
-        """Return which parts each item has, `[n, M]`."""
-        ...
-
-    def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
-        """Return the queries `[B, Q, D]` of padded histories."""
-        ...
-
-    def user_queries(self, user_id: str) -> Vectors | None:
-        """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""
-        ...
-
     def search(self, queries_BQD: Vectors, *, k: int, allowed: Selection | None = None) -> tuple[Vectors, Rows]:
         """Return the best k allowed rows of each user, best first, as scores `[B, k]` and rows `[B, k]`.
 
         A row appears once; -1 fills the rest when fewer than k rows are allowed, and only then.
         """
-        ...
-
-    def score(self, queries_QD: Vectors, rows: Rows) -> Vectors:
-        """Return one user's score of each row."""
         ...
 
     def similar(
@@ -179,28 +229,6 @@ class Servable(Protocol):
 
         `row` itself may be among them.
         """
-        ...
-
-    def attribute(
-        self,
-        method: Method,
-        *,
-        states_LMS: Vectors,
-        presence_LM: Mask,
-        candidate_states_KMS: Vectors,
-        candidate_presence_KM: Mask,
-    ) -> Attribution:
-        """Explain K candidates for one history."""
-        ...
-
-    def decompose(
-        self, queries_QD: Vectors, *, candidate_states_KMS: Vectors, candidate_presence_KM: Mask
-    ) -> Attribution:
-        """Split the scores of K candidates for queries that `user_queries` gave, by part; there is no history."""
-        ...
-
-    def modality_shares(self, interest_KM: Vectors, *, scores_K: Vectors) -> Sequence[float]:
-        """Return each part's share `[M]` of what speaks for K candidates, as it was judged at release."""
         ...
 
 

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from service.recommend.filters import FinalFilter, Picks
 from service.recommend.history import Resolved
-from service.recommend.servable import Mask, Rows, Servable
+from service.recommend.job import Basis
+from service.recommend.servable import Mask, Model, Rows, Servable
 from service.recommend.types import Filter, Vectors
 
 MAX_EXTRA = 256
 """Up to so many blocked rows are fetched beside the k and taken out; more than that go into the search's mask."""
 
 
-def encode_users(servable: Servable, users: Sequence[Resolved]) -> Vectors:
+def encode_users(model: Model, users: Sequence[Basis]) -> Vectors:
     """Return the queries `[B, Q, D]` of users that each have at least one usable past item, or queries of their own.
 
     Raises:
@@ -31,13 +32,13 @@ def encode_users(servable: Servable, users: Sequence[Resolved]) -> Vectors:
         queries_BQD = np.empty((len(users), *own[0].shape), dtype=np.float32)
         queries_BQD[own_B] = np.stack(own)
         if len(own) < len(users):
-            queries_BQD[~own_B] = encode_users(servable, [user for user in users if user.own_QD is None])
+            queries_BQD[~own_B] = encode_users(model, [user for user in users if user.own_QD is None])
         return queries_BQD
-    length = servable.history_length
+    length = model.history_length
     lengths_B = np.fromiter((len(user.history) for user in users), dtype=np.int64, count=len(users))
     mask_BL: Mask = np.arange(length) < lengths_B[:, np.newaxis]
     rows = np.fromiter(chain.from_iterable(user.history.rows for user in users), np.int64, count=int(lengths_B.sum()))
-    history_nH = servable.history(np.maximum(rows, 0))
+    history_nH = model.history(np.maximum(rows, 0))
     if (rows < 0).any():
         history_nH = np.array(history_nH)
         start = 0
@@ -48,31 +49,31 @@ def encode_users(servable: Servable, users: Sequence[Resolved]) -> Vectors:
             start += count
     history_BLH = np.zeros((len(users), length, history_nH.shape[1]), dtype=np.float32)
     history_BLH[mask_BL] = history_nH  # both run user by user, oldest first: padding is at the end
-    queries_BQD = servable.encode_users(history_BLH, mask_BL)
+    queries_BQD = model.encode_users(history_BLH, mask_BL)
     if not np.isfinite(queries_BQD).all():
         raise FloatingPointError("the user encoder returned NaN or infinity")
     return queries_BQD
 
 
 def search_model(servable: Servable, users: Sequence[Resolved], queries_BQD: Vectors) -> list[Picks]:
-    """Return each user's best rows that may be shown, best first, at most k; never fewer than there are.
+    """Return each user's best rows that may be shown, best first, `num_candidates`; never fewer than there are.
 
     Users that need the same kind of search share one call.
     """
     picks: list[Picks] = [[] for _ in users]
     shared: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for position, user in enumerate(users):
-        k = user.job.query.k
+        k, final = user.num_candidates, user.search_filter
         if user.candidate_rows is not None:
             picks[position] = _score_candidates(servable, user, queries_BQD[position])
-        elif len(user.filter.blocked) > MAX_EXTRA:
-            allowed = user.filter.allowed or servable.select(Filter())
-            remaining = allowed.without(list(user.filter.blocked))
+        elif len(final.blocked) > MAX_EXTRA:
+            allowed = final.allowed or servable.select(Filter())
+            remaining = allowed.without(list(final.blocked))
             scores_BK, rows_BK = servable.search(queries_BQD[position, np.newaxis], k=k, allowed=remaining)
-            picks[position] = user.filter.admit(rows_BK[0].tolist(), scores_BK[0].tolist(), k=k)
+            picks[position] = final.admit(rows_BK[0].tolist(), scores_BK[0].tolist(), k=k)
         else:
-            fetch = k + len(user.filter.blocked)
-            shared[(id(user.filter.allowed), fetch.bit_length())].append(position)
+            fetch = k + len(final.blocked)
+            shared[(id(final.allowed), fetch.bit_length())].append(position)
     for positions in shared.values():
         _search_together(servable, users, queries_BQD, positions, picks)
     return picks
@@ -82,11 +83,11 @@ def _search_together(
     servable: Servable, users: Sequence[Resolved], queries_BQD: Vectors, positions: list[int], picks: list[Picks]
 ) -> None:
     together = [users[position] for position in positions]
-    fetch = min(servable.num_items, max(user.job.query.k + len(user.filter.blocked) for user in together))
+    fetch = min(servable.num_items, max(user.num_candidates + len(user.filter.blocked) for user in together))
     queries = queries_BQD if len(positions) == len(users) else queries_BQD[positions]
     scores_BK, rows_BK = servable.search(queries, k=fetch, allowed=together[0].filter.allowed)
     for position, user, rows, scores in zip(positions, together, rows_BK.tolist(), scores_BK.tolist(), strict=True):
-        picks[position] = user.filter.admit(rows, scores, k=user.job.query.k)
+        picks[position] = user.search_filter.admit(rows, scores, k=user.num_candidates)
 
 
 def _score_candidates(servable: Servable, user: Resolved, queries_QD: Vectors) -> Picks:
@@ -96,7 +97,7 @@ def _score_candidates(servable: Servable, user: Resolved, queries_QD: Vectors) -
         return []
     scores = servable.score(queries_QD, rows)
     order = np.argsort(-scores, kind="stable")
-    return user.filter.admit(rows[order].tolist(), scores[order].tolist(), k=user.job.query.k)
+    return user.search_filter.admit(rows[order].tolist(), scores[order].tolist(), k=user.num_candidates)
 
 
 def similar_items(servable: Servable, row: int, *, k: int, modality: str | None, final: FinalFilter) -> Picks:

@@ -187,11 +187,13 @@ class Slate:
     events_used: int
     unknown_item_ids: tuple[ItemId, ...]
     version: ServedVersion
+    ranker: ServedVersion | None = None
+    """The model that ordered the items, whose scores these are; None: the order is the retriever's."""
     degraded: tuple[str, ...] = ()
     """What is missing from the answer and why, such as `store_unavailable`; empty when all is well."""
     explanation: Explanation | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
-    """By stage: store, encode, search, explain."""
+    """By stage: store, encode, search, rerank, explain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
 from service.recommend.job import Answer, Job
+from service.recommend.rerank import Reranking, rerank
 from service.recommend.types import Query
 from service.runtime.batcher import Batcher
 from service.runtime.turn import TurnBatcher
@@ -21,14 +22,18 @@ HEAVY_ITEMS = 8
 
 
 class Executor:
-    """Three bounded lanes that run the core's stages: `Compute` of `service.recommend`.
+    """Bounded lanes that run the core's stages: `Compute` of `service.recommend`.
+
+    Answers and re-rankings have a lane on the event loop and one in threads each, so that a ranker that takes its time
+    holds up no search.
 
     Args of the constructor:
         max_waiting: Callers that may wait in each lane; more are refused at once.
         max_batch: Recommendations that are computed together.
-        num_threads: Threads of the batched lane.
+        num_threads: Threads of each batched lane.
         num_lone_threads: Threads of the lane for explanations, similar items and very long requests.
-        on_loop_below_s: A version whose answers cost less processor time is asked on the event loop; 0: never.
+        on_loop_below_s: A version whose answers cost less processor time is asked on the event loop, and so is one
+            whose ranker does for its part; 0: never.
     """
 
     def __init__(
@@ -47,6 +52,12 @@ class Executor:
         self._jobs: Batcher[Job, Answer] = Batcher(
             answer_jobs, name="recommend", max_batch=max_batch, max_waiting=max_waiting, num_threads=num_threads
         )
+        self._rerank_turns: TurnBatcher[Reranking, Answer] = TurnBatcher(
+            rerank, name="rerank turn", max_batch=max_batch, max_waiting=max_waiting
+        )
+        self._rerankings: Batcher[Reranking, Answer] = Batcher(
+            rerank, name="rerank", max_batch=max_batch, max_waiting=max_waiting, num_threads=num_threads
+        )
         self._lone: Batcher[Callable[[], object], object] = Batcher(
             _run_each, name="lone", max_batch=1, max_waiting=max_waiting, num_threads=num_lone_threads
         )
@@ -54,12 +65,14 @@ class Executor:
     @property
     def num_waiting(self) -> int:
         """How many callers wait or are being answered, in all lanes."""
-        return self._turns.num_waiting + self._jobs.num_waiting + self._lone.num_waiting
+        lanes = (self._turns, self._jobs, self._rerank_turns, self._rerankings, self._lone)
+        return sum(lane.num_waiting for lane in lanes)
 
     async def serve(self) -> None:
         """Run the threads until cancelled; raises when one of them dies. Owned by the lifespan's task group."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._jobs.serve())
+            group.create_task(self._rerankings.serve())
             group.create_task(self._lone.serve())
 
     async def answer(self, job: Job) -> Answer:
@@ -71,13 +84,25 @@ class Executor:
             RecommendError: The job's own failure.
         """
         if _is_heavy(job.query):
-            (result,) = await self.alone(lambda: answer_jobs([job]), deadline=job.deadline)
-            if isinstance(result, Exception):
-                raise result
-            return result
+            return _given(await self.alone(lambda: answer_jobs([job]), deadline=job.deadline))
         if job.servable.answer_cpu_s < self._on_loop_below_s:
             return await self._turns(job)
         return await self._jobs(job, deadline=job.deadline)
+
+    async def rerank(self, reranking: Reranking) -> Answer:
+        """Order an answer's candidates together with whatever else waits for the same; of a very long request alone.
+
+        Raises:
+            Overloaded: Too many wait; said at once.
+            DeadlineExceeded: The re-ranking's deadline passed, or would.
+            Exception: What the ranker raised.
+        """
+        if _is_heavy(reranking.job.query):
+            return _given(await self.alone(lambda: rerank([reranking]), deadline=reranking.deadline))
+        ranker = reranking.job.servable.ranker
+        if ranker is not None and ranker.rerank_cpu_s < self._on_loop_below_s:
+            return await self._rerank_turns(reranking)
+        return await self._rerankings(reranking, deadline=reranking.deadline)
 
     async def alone(self, work: Callable[[], Y], *, deadline: Deadline) -> Y:
         """Run something long by itself and return its result or raise its exception.
@@ -87,6 +112,14 @@ class Executor:
             DeadlineExceeded: The deadline passed, waiting or computing.
         """
         return cast("Y", await self._lone(work, deadline=deadline))
+
+
+def _given(results: Sequence[Answer | Exception]) -> Answer:
+    """Return the only result, or raise it."""
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _is_heavy(query: Query) -> bool:

@@ -182,7 +182,7 @@ def test_a_snapshot_that_scores_otherwise_than_its_bundle_is_refused(served):
     with served.store.stage("snapshot") as stage:
         shutil.copytree(path, stage.path, dirs_exist_ok=True)
         version = stage.publish(wrong)
-    with pytest.raises(ArtefactError, match=f"scorer: {other}, the bundle's is {manifest.scorer}"):
+    with pytest.raises(ArtefactError, match=f"scorer is {other}, its bundle has {manifest.scorer}"):
         load_servable(served.store, version)
 
 

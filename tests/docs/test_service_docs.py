@@ -6,6 +6,7 @@ import re
 from service.cli import app as cli
 from service.main import create_app
 from service.observability.metrics import Metrics
+from service.recommend import answer, recommender
 from service.settings import describe_settings, load_settings
 from tests.skips import ROOT
 
@@ -31,6 +32,11 @@ def test_the_openapi_document_in_the_repository_is_the_one_that_is_served(tmp_pa
 
 def test_every_setting_has_a_description():
     assert [row.variable for row in describe_settings() if not row.description.endswith((".", ";"))] == []
+
+
+def test_every_reason_of_a_degraded_answer_is_documented_and_nothing_else():
+    documented = re.findall(r"^\| `([a-z_]+)` \| ", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    assert set(documented) == {answer.MODEL_FAILED, *recommender.DEGRADED}
 
 
 def test_the_command_line_is_there():

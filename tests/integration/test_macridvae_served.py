@@ -15,9 +15,9 @@ from service.recommend.types import HistoryItem, ItemId, Query, user_subject
 from service.runtime.servable import load_servable
 from tests.factor_runs import config_of, publishable, run
 from tests.fakes import recommender_of
-from training.evaluate import score_catalogue
 from training.evaluate_bundle import judge_bundle
 from training.factors.serving import check_servable
+from training.models import score_catalogue
 from training.publish import publish_bundle
 
 LATER = Deadline.after(3_600.0)

@@ -13,10 +13,13 @@ from structlog.testing import capture_logs
 from service.recommend import sources
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
+from service.recommend.history import basis_for
 from service.recommend.job import Job
 from service.recommend.ports import StoredHistory
+from service.recommend.rerank import Reranking, rerank
+from service.recommend.sources import encode_users
 from service.recommend.types import Filter, HistoryItem, ItemId, Query, user_subject
-from tests.fakes import WIDTHS, FakeServable, recommender_of
+from tests.fakes import WIDTHS, FakeRanker, FakeServable, recommender_of
 
 NUM_ITEMS = 24
 SERVABLE = FakeServable(NUM_ITEMS, length=4)
@@ -91,7 +94,28 @@ def test_a_slate_holds_nothing_that_is_hidden_repeats_nothing_and_is_full(job, m
     with mock.patch.object(sources, "MAX_EXTRA", max_extra):
         (answer,) = answer_jobs([job])
     check(job, answer.items)
-    assert len(answer.history) <= SERVABLE.history_length
+    assert len(answer.basis.history) <= SERVABLE.history_length
+
+
+@given(jobs, st.integers(1, NUM_ITEMS + 5))
+@settings(max_examples=150, deadline=None)
+def test_a_ranker_orders_the_best_that_may_be_shown_and_brings_in_nothing_else(job, num_candidates):
+    ranker = FakeRanker(NUM_ITEMS, num_candidates=num_candidates, length=3)
+    plain = replace(job.query, min_score=None, k=max(job.query.k, num_candidates))
+    (retrieved,) = answer_jobs([replace(job, query=plain)])
+    with mock.patch.object(SERVABLE, "ranker", ranker):
+        (answer,) = answer_jobs([job])
+        if answer.candidates is None:
+            assert {item.source for item in answer.items} <= {"popular"}
+            return
+        (ordered,) = rerank([Reranking(job, answer, answer.candidates, NEVER)])
+    check(job, ordered.items)
+    check(job, answer.items)
+    basis = basis_for(ranker, answer.candidates.past, job.query)
+    scores = ranker.score(encode_users(ranker, [basis])[0], np.array(retrieved.rows, np.int64))
+    floor = -math.inf if job.query.min_score is None else job.query.min_score
+    brute = [retrieved.items[place].item_id for place in np.argsort(-scores, kind="stable") if scores[place] >= floor]
+    assert [item.item_id for item in ordered.items] == brute[: job.query.k]
 
 
 @given(jobs)

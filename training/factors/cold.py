@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from api_schemas.manifest import Scorer
 from training.config import FactorRun
-from training.evaluate import mask_seen, pieces, score_catalogue
+from training.evaluate import mask_seen, pieces
 from training.factors.data import FactorData
 from training.factors.fold_in import FoldInMap, ItemTables
+from training.factors.gate import ScoreItems
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.network import ContentNetwork
 from training.factors.plan import imputer_items
@@ -183,7 +183,7 @@ def balanced(
         # Items without interactions are new as well: their own learned numbers are what they were initialised with.
         table_ID, moved_ID = trained_ID.clone(), new_ID + model.as_items(direction_F * shift)
         table_ID[fresh], table_ID[held_out] = moved_ID[fresh], moved_ID[held_out]
-        return exposure_ratio(queries_UQD, table_ID, held_out, histories, scorer=model.scorer)
+        return exposure_ratio(model.score, queries_UQD, table_ID, held_out, histories)
 
     _, held = imputer_items(data, seed=seed)
     tune, judge = (held[0::2], held[1::2]) if len(held) > 1 else (held, held)
@@ -223,28 +223,27 @@ def balancing_shift(ratio_of: Callable[[float], float]) -> float:
 
 
 def exposure_ratio(
+    score: ScoreItems,
     queries_UQD: Tensor,
     items_ID: Tensor,
     new: Tensor,
     histories: Sequence[NDArray[np.int64]],
-    *,
-    scorer: Scorer = "max",
 ) -> float:
     """Return the share of some items among users' top 50, over their share of the catalogue.
 
     Args:
+        score: The model's.
         queries_UQD: Users.
         items_ID: The catalogue, where some items have the vectors of new ones.
         new: These items.
         histories: Of the users; what they have is not recommended.
-        scorer: What a user's queries make together.
     """
     is_new_I = torch.zeros(len(items_ID), dtype=torch.bool)
     is_new_I[new] = True
     depth = min(TOP, len(items_ID))
     found = listed = 0
     for piece in pieces(len(queries_UQD), num_items=len(items_ID)):
-        scores_BI = score_catalogue(queries_UQD[piece], items_ID, scorer=scorer)
+        scores_BI = score(queries_UQD[piece], items_ID)
         mask_seen(scores_BI, histories[piece])
         top = torch.topk(scores_BI, depth, dim=-1)
         shown_BK = ~torch.isneginf(top.values)
@@ -255,6 +254,4 @@ def exposure_ratio(
 
 def shift_direction(model: IdModel, queries_UQD: Tensor, items_ID: Tensor) -> Tensor:
     """Return learned numbers `[F]` that raise the mean user's score by one deviation of a score, and are shortest."""
-    mean_F = model.as_learned(queries_UQD.mean(dim=(0, 1)))
-    spread = score_catalogue(queries_UQD, items_ID, scorer=model.scorer).std()
-    return mean_F / mean_F.square().sum().clamp_min(1e-12) * spread
+    return model.lift(queries_UQD) * model.score(queries_UQD, items_ID).std()

@@ -6,7 +6,7 @@ Legend: `U` users, `I` items, `R` width of all modalities together, `E` training
 step, `X` positives of a step, `N` negatives shared by a step, `n` negatives of a pair.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from training.blocks.propagation import InteractionGraph
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, gather_rows
+
+_REDRAWS = 20
+"""Of negatives that a user has; who has nearly all items keeps some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class FactorData:
         self.degree_U = torch.bincount(self.user_E, minlength=self.num_users).float()
         self.degree_I = torch.bincount(self.item_E, minlength=self.num_items).float()
         self._train = train
+        self._held_E = np.unique((self.user_E * self.num_items + self.item_E).numpy())
+        """The pairs as numbers, ascending."""
         self._start_U1 = np.concatenate([[0], np.cumsum(train.lengths[self.users])])
         self._seed = seed
         self._order: tuple[tuple[int, ...], NDArray[np.int64]] = ((), np.zeros(0, np.int64))
@@ -95,6 +100,20 @@ class FactorData:
         negatives = torch.from_numpy(rng.integers(0, self.num_items, (len(pairs_X), num_negatives)))
         chosen = torch.from_numpy(pairs_X)
         return FactorBatch(self.user_E[chosen], torch.arange(len(chosen)), self.item_E[chosen], chosen, negatives)
+
+    def lacking_batch(self, stage: int, step: int, *, size: int, num_negatives: int) -> FactorBatch:
+        """Return the same, with negatives that the pair's user has not in the training interactions."""
+        batch = self.pair_batch(stage, step, size=size, num_negatives=num_negatives)
+        assert batch.negatives is not None
+        users_X1, negatives_Xn = batch.users_B.numpy()[:, None], batch.negatives.numpy().copy()
+        rng = np.random.default_rng([self._seed, stage, step, 3])
+        for _ in range(_REDRAWS):
+            pairs_Xn = users_X1 * self.num_items + negatives_Xn
+            held_Xn = self._held_E[np.searchsorted(self._held_E, pairs_Xn) % len(self._held_E)] == pairs_Xn
+            if not held_Xn.any():
+                break
+            negatives_Xn[held_Xn] = rng.integers(0, self.num_items, int(held_Xn.sum()))
+        return replace(batch, negatives=torch.from_numpy(negatives_Xn))
 
     def chance(self, stage: int, step: int) -> torch.Generator:
         """Return what a step draws from, beyond its batch."""

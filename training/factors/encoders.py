@@ -65,13 +65,17 @@ class MeanEncoder(HistoryEncoder):
         return torch.where(mask_BL.any(dim=-1, keepdim=True), query_BD, self.default_D)
 
 
-class ExactEncoder(MeanEncoder):
+class RowEncoder(MeanEncoder):
+    """The same of the model's own rows."""
+
+    reads_history_rows = True
+
+
+class ExactEncoder(RowEncoder):
     """A new node of the graph whose neighbours are held fixed: the sum of their rows over the root of their number.
 
     As propagation gives it the map is the identity (`training.models.graph.GraphModel.history_parts`).
     """
-
-    reads_history_rows = True
 
     def weights_of(self, mask_BL: Tensor) -> Tensor:
         """Return 1 / sqrt(n), nothing in padding."""

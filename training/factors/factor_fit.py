@@ -1,7 +1,7 @@
-"""The stages that train factor models: pairs against random items (BPR), or UltraGCN's weighted cross-entropy.
+"""The stages that train factor models and rankers: pairs against random items, or UltraGCN's weighted cross-entropy.
 
-Legend: `B` users or pairs of a step, `X` positives, `N` negatives of a step, `n` negatives of a pair, `K` neighbours of
-an item, `D` width, `I` items.
+Legend: `B` users or pairs of a step, `X` positives, `N` negatives of a step, `n` negatives of a pair, `Z` = 1 + n items
+of a pair, `K` neighbours of an item, `D` width, `Q` width of a query, `I` items.
 """
 
 import torch
@@ -10,9 +10,17 @@ from torch import Tensor
 
 from training.factors.data import FactorBatch
 from training.factors.fit import Fit, FitStage
-from training.factors.losses import bpr, item_neighbours, pointwise
+from training.factors.losses import bpr, cross_entropy, item_neighbours
 from training.factors.ultragcn import UltraGcnLoss, negatives_of
-from training.models import LearnedUsers, PairwiseSettings, PamdConfig, UltraGcnSettings
+from training.models import (
+    LearnedUsers,
+    PairwiseSettings,
+    PamdConfig,
+    RankerModel,
+    RankerSettings,
+    ScoredPairs,
+    UltraGcnSettings,
+)
 
 
 class FactorFit(FitStage):
@@ -40,7 +48,7 @@ class PairwiseFit(FactorFit):
     def __init__(self, fit: Fit, family: PairwiseSettings) -> None:
         super().__init__(fit, rows=fit.data.num_pairs)
         self._num_negatives = family.negatives
-        self._loss = pointwise if isinstance(family, PamdConfig) and family.loss == "bce" else bpr
+        self._loss = cross_entropy if isinstance(family, PamdConfig) and family.loss == "bce" else bpr
 
     def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
         batch = self._data.pair_batch(
@@ -64,6 +72,32 @@ class PamdFit(PairwiseFit):
         """Return users and ids, and the encoder."""
         tables, shared = super().groups()
         return [tables, {**shared, "lr": self._encoder_lr}]
+
+
+class RankerFit(FactorFit):
+    """Pairs against items that the user lacks: each for itself (BCE), or before these (BPR)."""
+
+    _model: RankerModel
+
+    def __init__(self, fit: Fit, family: RankerSettings) -> None:
+        super().__init__(fit, rows=fit.data.num_pairs)
+        self._num_negatives, self._loss = family.negatives, family.loss
+
+    def _step(self, step: int) -> tuple[Tensor, FactorBatch, dict[str, Tensor]]:
+        data, size = self._data, self._optim.batch_size
+        batch = data.lacking_batch(self._number, step, size=size, num_negatives=self._num_negatives)
+        users_BQ, positives_BD, negatives_BnD = self._vectors(batch)
+        compared_BZD = torch.cat([positives_BD.unsqueeze(1), negatives_BnD], dim=1)
+        scores_BZ = self._model.ranker(users_BQ.unsqueeze(1), compared_BZD, data.chance(self._number, step))
+        kind = cross_entropy if self._loss == "bce" else bpr
+        loss = kind(scores_BZ[:, 0], scores_BZ[:, 1:]).mean()
+        told: dict[str, Tensor] = {self._loss: loss.detach()}
+        pairs = ScoredPairs(users_BQ, positives_BD, batch.items_X, data.content_IR[batch.items_X])
+        auxiliary = self._model.auxiliary(pairs)
+        if auxiliary is not None:
+            told["auxiliary"] = auxiliary.detach()
+            loss = loss + auxiliary
+        return loss, batch, told
 
 
 class UltraGcnFit(FactorFit):

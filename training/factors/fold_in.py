@@ -35,7 +35,7 @@ class ItemTables(NamedTuple):
     rows_IH: Tensor | None = None
     """Of items in a history, where the model has rows of its own."""
 
-    def read_by(self, encoder: HistoryEncoder) -> Tensor:
+    def read_by(self, encoder: HistoryEncoder | type[HistoryEncoder]) -> Tensor:
         """Return what a user encoder reads of items `[I, H]`."""
         if not encoder.reads_history_rows:
             return self.items_ID
@@ -126,24 +126,31 @@ def affine_map(pooled_UD: Tensor, target_UD: Tensor, *, ridge: float) -> Tensor:
     return solution_ZD
 
 
-def fit_affine(pooled_UD: Tensor, target_UD: Tensor, *, history_length: int, seed: int) -> FoldInMap:
+def fit_affine(
+    pooled_UH: Tensor,
+    target_UD: Tensor,
+    *,
+    history_length: int,
+    seed: int,
+    encoder: type[MeanEncoder] = MeanEncoder,
+) -> FoldInMap:
     """Fit the map; its ridge is chosen by R2 on a tenth of the users, then all are used."""
-    shuffled = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(len(pooled_UD)))
+    shuffled = torch.from_numpy(np.random.default_rng([seed, 11]).permutation(len(pooled_UH)))
     count = max(1, len(shuffled) // 10)
     tune, fit = shuffled[:count], shuffled[count:]
     fit = fit if len(fit) > 0 else tune
-    scale = float(pooled_UD.square().sum() + len(pooled_UD)) / (pooled_UD.shape[1] + 1)
+    scale = float(pooled_UH.square().sum() + len(pooled_UH)) / (pooled_UH.shape[1] + 1)
     best = max(
         (
-            r2(apply(affine_map(pooled_UD[fit], target_UD[fit], ridge=one * scale), pooled_UD[tune]), target_UD[tune]),
+            r2(apply(affine_map(pooled_UH[fit], target_UD[fit], ridge=one * scale), pooled_UH[tune]), target_UD[tune]),
             -one,
         )
         for one in RIDGES
     )
     ridge = -best[1] * scale
-    solution_ZD = affine_map(pooled_UD, target_UD, ridge=ridge).float()
-    encoder = MeanEncoder(solution_ZD[:-1], solution_ZD[-1], target_UD.mean(dim=0))
-    return FoldInMap("affine", history_length, encoder, ridge, best[0])
+    solution_ZD = affine_map(pooled_UH, target_UD, ridge=ridge).float()
+    users = encoder(solution_ZD[:-1], solution_ZD[-1], target_UD.mean(dim=0))
+    return FoldInMap("affine", history_length, users, ridge, best[0])
 
 
 def mean_map(target_UD: Tensor, *, bias_dim: int, history_length: int) -> FoldInMap:

@@ -3,21 +3,23 @@
 Legend: `B` users, `I` items, `T` longest target list, `Q` queries, `D` width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from api_schemas.manifest import Scorer
 from training.config import FactorRun
 from training.data.interactions import Interactions
 from training.data.split import HISTORY_SHARE, HeldOut, Seen, Split, held_out
-from training.evaluate import Judged, judge_scores, means, score_catalogue
+from training.evaluate import Judged, judge_scores, means
 
 GATE_SHARE = 0.1
 """Of the training users: no map is fitted on them."""
 
 GATE_CUTOFF = 20
+
+ScoreItems = Callable[[Tensor, Tensor], Tensor]
+"""Scores `[B, I]` of queries `[B, Q, D]`, each user's with every one of the items `[I, D]`: `IdModel.score`."""
 
 
 class ServingError(ValueError):
@@ -48,27 +50,21 @@ def gate_users(split: Split, *, seed: int, seen: Seen) -> tuple[Interactions, He
 
 
 def rank(
+    score: ScoreItems,
     queries_BQD: Tensor,
     items_ID: Tensor,
     users: HeldOut,
     *,
     cutoffs: Sequence[int],
     seen: Seen,
-    scorer: Scorer = "max",
 ) -> Judged:
     """Return the metrics of each user with these queries."""
     return judge_scores(
-        lambda piece: score_catalogue(queries_BQD[piece], items_ID, scorer=scorer),
-        users,
-        num_items=len(items_ID),
-        cutoffs=cutoffs,
-        seen=seen,
+        lambda piece: score(queries_BQD[piece], items_ID), users, num_items=len(items_ID), cutoffs=cutoffs, seen=seen
     )
 
 
-def gate_recall(
-    queries_BQD: Tensor, items_ID: Tensor, gate: HeldOut, config: FactorRun, *, scorer: Scorer = "max"
-) -> float:
+def gate_recall(score: ScoreItems, queries_BQD: Tensor, items_ID: Tensor, gate: HeldOut, config: FactorRun) -> float:
     """Return the recall of the gate's users with these queries."""
-    judged = rank(queries_BQD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen, scorer=scorer)
+    judged = rank(score, queries_BQD, items_ID, gate, cutoffs=(GATE_CUTOFF,), seen=config.eval.seen)
     return means(judged)[f"recall@{GATE_CUTOFF}"]

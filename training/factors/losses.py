@@ -23,9 +23,9 @@ def bpr(positive_B: Tensor, negative_Bn: Tensor) -> Tensor:
     return F.softplus(negative_Bn - positive_B.unsqueeze(-1)).mean(dim=-1)
 
 
-def pointwise(positive_B: Tensor, negative_Bn: Tensor) -> Tensor:
-    """Return -log sigmoid(s+) - log(1 - sigmoid(s-)), the latter averaged over each pair's negatives `[B]`."""
-    return F.softplus(-positive_B) + F.softplus(negative_Bn).mean(dim=-1)
+def cross_entropy(positive_B: Tensor, negative_Bn: Tensor) -> Tensor:
+    """Return -log sigmoid(s+), and -log sigmoid(-s-) summed over each pair's negatives `[B]`."""
+    return F.softplus(-positive_B) + F.softplus(negative_Bn).sum(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from api_schemas.manifest import FoldIn, Scorer
+from api_schemas.manifest import FoldIn
 from training.config import FactorRun
 from training.data.split import HeldOut
 from training.factors.concept_encoder import ConceptEncoder
 from training.factors.data import FactorData
-from training.factors.encoders import AttentionEncoder, MeanEncoder
+from training.factors.encoders import AttentionEncoder, MeanEncoder, RowEncoder
 from training.factors.fold_in import FoldInMap, ItemTables, exact_map, fit_affine, mean_map, pool
 from training.factors.gate import GATE_CUTOFF, ServingError, gate_recall
 from training.factors.learned import learn
-from training.models import GraphModel, IdModel, LearnedUsers, MacridVae
+from training.models import GraphModel, IdModel, LearnedUsers, MacridVae, RankerModel
+
+
+def item_tables(model: IdModel, data: FactorData) -> ItemTables:
+    """Return the catalogue as it was trained."""
+    return ItemTables(model.items(data.content_IR), model.history_rows(data.content_IR))
 
 
 def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: ItemTables, *, gate: HeldOut) -> FoldInMap:
@@ -31,8 +36,9 @@ def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: Ite
     target_UD = model.users(torch.from_numpy(users))
     if config.serving.fold_in == "mean":
         return mean_map(target_UD, bias_dim=model.bias_dim, history_length=length)
-    pooled_UD = pool(tables.items_ID, data.histories(users), length=length)
-    return fit_affine(pooled_UD, target_UD, history_length=length, seed=config.seed)
+    encoder = RowEncoder if isinstance(model, RankerModel) else MeanEncoder
+    pooled_UH = pool(tables.read_by(encoder), data.histories(users), length=length)
+    return fit_affine(pooled_UH, target_UD, history_length=length, seed=config.seed, encoder=encoder)
 
 
 def _fitted_users(data: FactorData, gate: HeldOut) -> NDArray[np.int64]:
@@ -60,21 +66,19 @@ def choose_fold_in(
         length = config.model.history_length
         closed.insert(0, exact_map(model.fold_in_offset(), model.users(users), history_length=length))
     for one in closed:
-        found[one.kind] = _gate_recall(one, tables, gate, config)
+        found[one.kind] = _gate_recall(model, one, tables, gate, config)
     best = max(closed, key=lambda one: found[one.kind])  # of equal ones the first
     if kind != "exact":
         start = affine if kind == "attention" else best
         learned = learn_fold_in(kind, start, data, config, tables, gate=gate)
-        found[learned.kind] = _gate_recall(learned, tables, gate, config)
+        found[learned.kind] = _gate_recall(model, learned, tables, gate, config)
         best = learned if found[learned.kind] > found[best.kind] else best
     return best, found
 
 
-def _gate_recall(
-    fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun, *, scorer: Scorer = "max"
-) -> float:
+def _gate_recall(model: IdModel, fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> float:
     queries_BQD = fold_in.queries(tables, gate.histories)
-    return gate_recall(queries_BQD, tables.items_ID, gate, config, scorer=scorer)
+    return gate_recall(model.score, queries_BQD, tables.items_ID, gate, config)
 
 
 def learn_fold_in(
@@ -110,10 +114,10 @@ def learn_fold_in(
 
 def judge_fold_in(model: IdModel, fold_in: FoldInMap, tables: ItemTables, gate: HeldOut, config: FactorRun) -> FoldIn:
     """Return how users read from their histories do beside their learned vectors, if they have any: else alike."""
-    recall = recall_of_known = _gate_recall(fold_in, tables, gate, config, scorer=model.scorer)
+    recall = recall_of_known = _gate_recall(model, fold_in, tables, gate, config)
     if isinstance(model, LearnedUsers):
         known_BQD = model.users(torch.from_numpy(gate.users_B)).unsqueeze(1)
-        recall_of_known = gate_recall(known_BQD, tables.items_ID, gate, config)
+        recall_of_known = gate_recall(model.score, known_BQD, tables.items_ID, gate, config)
     return FoldIn(
         kind=fold_in.kind,
         r2=fold_in.r2,

@@ -7,7 +7,7 @@ from training.config import FactorRun
 from training.factors.concept_fit import ConceptFit
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
-from training.factors.factor_fit import PairwiseFit, PamdFit, UltraGcnFit
+from training.factors.factor_fit import PairwiseFit, PamdFit, RankerFit, UltraGcnFit
 from training.factors.fit import Fit, loaded
 from training.factors.graph_fit import GraphFit, SlmrecFit
 from training.factors.masking import MaskStage
@@ -26,6 +26,7 @@ from training.models import (
     PairwiseSettings,
     PamdConfig,
     PamdModel,
+    RankerSettings,
     SlmrecConfig,
     UltraGcnSettings,
 )
@@ -80,6 +81,8 @@ class Plan:
                 return family.build(GraphInputs(data.graph, self._features, data.content, data.presence_IM))
             if isinstance(family, MacridVaeConfig):
                 return family.build(num_items=data.num_items)
+            if isinstance(family, RankerSettings):
+                return family.build(self._features, data.presence_IM, num_users=data.num_users)
             return family.build(self._features, num_users=data.num_users, num_items=data.num_items)
 
     def factor_model(self) -> FactorModel:
@@ -116,6 +119,8 @@ class Plan:
             return PamdFit(fit, family)
         if isinstance(family, PairwiseSettings):
             return PairwiseFit(fit, family)
+        if isinstance(family, RankerSettings):
+            return RankerFit(fit, family)
         assert isinstance(family, UltraGcnSettings)
         return UltraGcnFit(fit, family)
 

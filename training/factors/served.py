@@ -18,7 +18,7 @@ from api_schemas.manifest import Modality
 from training.blocks import ModalityProjector
 from training.factors.encoders import HistoryEncoder
 from training.factors.imputers import Imputer
-from training.models import FactorModel, GraphModel, IdModel, ServableModel
+from training.models import FactorModel, GraphModel, IdModel, Retriever, ServableModel
 
 
 class ServedById(ServableModel):
@@ -50,15 +50,6 @@ class ServedById(ServableModel):
         """Return the rows that encoders of rows read `[..., H]`; None: the model has none."""
         return None
 
-    @property
-    def user_map(self) -> Tensor | None:
-        """Return the fold-in map of the pooled history; None where users are more than that."""
-        return self.users.pooled_map
-
-    def history_weights(self, real_BL: Tensor) -> Tensor:
-        """Return how much each item of a history counts, where that map holds `[B, L]`."""
-        return self.users.weights_of(real_BL)
-
     def absorb(self, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take raw vectors from now on, where conditioned ones were taken so far."""
         if self.imputer is not None:
@@ -73,7 +64,20 @@ class ServedById(ServableModel):
         return self.users.queries(rows_BLH, mask_BL)
 
 
-class ServedFactors(ServedById):
+class RetrieverById(ServedById, Retriever):
+    """Those whose score is made of inner products."""
+
+    @property
+    def user_map(self) -> Tensor | None:
+        """Return the fold-in map of the pooled history; None where users are more than that."""
+        return self.users.pooled_map
+
+    def history_weights(self, real_BL: Tensor) -> Tensor:
+        """Return how much each item of a history counts, where that map holds `[B, L]`."""
+        return self.users.weights_of(real_BL)
+
+
+class ServedFactors(RetrieverById):
     """The graphs of a factor model. State and part are the same: the vector that a part adds to the item.
 
     What content adds is computed from content, for trained items, too.
@@ -173,7 +177,7 @@ class ServedFactors(ServedById):
         return states_PS * presence_P.unsqueeze(-1).to(states_PS.dtype)
 
 
-class ServedTables(ServedById):
+class ServedTables(RetrieverById):
     """The graphs of a graph model: all parts of an item are learned, as its neighbours are in them.
 
     A part's state is the vector that it adds to the item. Where users are read by the exact fold-in, what the part adds

@@ -13,12 +13,12 @@ from api_schemas.manifest import Modality
 from training.factors.concept_encoder import beside
 from training.factors.encoders import HistoryEncoder
 from training.factors.imputers import Imputer
-from training.factors.served import ServedById
+from training.factors.served import RetrieverById
 from training.models import IdModel, MacridVae
 from training.models.macridvae import unit
 
 
-class ServedConcepts(ServedById):
+class ServedConcepts(RetrieverById):
     """The graphs of MacridVAE.
 
     A state is the item, its row of the first layer, and what is added to log c. The item is brought to length 1 and c

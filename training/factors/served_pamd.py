@@ -15,12 +15,12 @@ from torch import Tensor
 from api_schemas.manifest import Modality
 from training.factors.encoders import HistoryEncoder
 from training.factors.imputers import Imputer
-from training.factors.served import ServedById
+from training.factors.served import RetrieverById
 from training.models import IdModel, PamdModel
 from training.models.pamd import fused
 
 
-class ServedPamd(ServedById):
+class ServedPamd(RetrieverById):
     """The graphs of PAMD: a part's state is the vector that it adds to the item."""
 
     def __init__(

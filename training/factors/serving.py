@@ -27,11 +27,12 @@ from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.gate import ServingError
 from training.factors.imputers import Imputer
 from training.factors.mask_figures import mask_figures
-from training.factors.new_users import choose_fold_in, fit_fold_in, judge_fold_in
+from training.factors.new_users import choose_fold_in, fit_fold_in, item_tables, judge_fold_in
 from training.factors.plan import Plan
 from training.factors.served import ServedById, ServedFactors, ServedTables
 from training.factors.served_concepts import ServedConcepts
 from training.factors.served_pamd import ServedPamd
+from training.factors.served_ranker import ServedRanker
 from training.factors.stages import Carry
 from training.models import (
     Cb2cfConfig,
@@ -43,6 +44,7 @@ from training.models import (
     LearnedUsers,
     MacridVae,
     PamdModel,
+    RankerModel,
 )
 
 
@@ -111,7 +113,7 @@ def make_served(
     network = plan.network(carry, config.model) if isinstance(config.model, Cb2cfConfig) else None
     raw_width = sum(len(one.mean_D) for one in catalogue.maps)
     imputer, imputation = make_imputer(model, data, config, network=network, raw_width=raw_width)
-    fold_in = fit_fold_in(model, data, config, ItemTables(model.items(data.content_IR)), gate=gate)
+    fold_in = fit_fold_in(model, data, config, item_tables(model, data), gate=gate)
     served = _served(model, catalogue.features, config, imputer=imputer, users=fold_in.encoder).eval()
     fold_in, tried = choose_fold_in(fold_in, model, data, config, _as_served(served, model, data), gate=gate)
     served.serve_users(fold_in.encoder)
@@ -163,6 +165,8 @@ def _served(
         return ServedPamd(model, features.modalities, history_length=length, imputer=imputer, users=users)
     if isinstance(model, MacridVae):
         return ServedConcepts(model, features.modalities, history_length=length, imputer=imputer, users=users)
+    if isinstance(model, RankerModel):
+        return ServedRanker(model, features.modalities, history_length=length, imputer=imputer, users=users)
     assert isinstance(model, GraphModel)
     return ServedTables(model, features.modalities, history_length=length, imputer=imputer, users=users)
 

@@ -25,11 +25,11 @@ from training.factors.data import FactorData
 from training.factors.fit import FitStage
 from training.factors.fold_in import FoldInMap, ItemTables
 from training.factors.gate import gate_users, rank
-from training.factors.new_users import fit_fold_in
+from training.factors.new_users import fit_fold_in, item_tables
 from training.factors.plan import Plan
 from training.factors.serving import Served, make_served
 from training.factors.stages import Carry, Stage
-from training.models import IdModel, LearnedUsers, MacridVae
+from training.models import IdModel, LearnedUsers
 from training.pretraining.features import prepare
 from training.progress import Observer
 from training.trainer import Interrupted, TrainingError, run_digest
@@ -223,20 +223,12 @@ class _Run:
         return self._judge(model, self.split.valid)
 
     def _judge(self, model: IdModel, users: HeldOut) -> dict[str, float]:
-        rows_IH = model.history_rows() if isinstance(model, MacridVae) else None
-        tables = ItemTables(model.items(self.data.content_IR), rows_IH)
+        tables = item_tables(model, self.data)
         return means(self._ranked(model, tables, users, self.queries(model, tables, users, None)))
 
     def _ranked(self, model: IdModel, tables: ItemTables, users: HeldOut, queries_BQD: Tensor) -> Judged:
         evaluation = self.config.eval
-        return rank(
-            queries_BQD,
-            tables.items_ID,
-            users,
-            cutoffs=evaluation.cutoffs,
-            seen=evaluation.seen,
-            scorer=model.scorer,
-        )
+        return rank(model.score, queries_BQD, tables.items_ID, users, cutoffs=evaluation.cutoffs, seen=evaluation.seen)
 
     @torch.inference_mode()
     def result(self, plan: Plan, state: RunState, carry: Carry) -> TrainedFactors:

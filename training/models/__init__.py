@@ -19,12 +19,16 @@ from training.models.id_model import IdModel, LearnedUsers
 from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.mmgcn import Mmgcn, MmgcnConfig
+from training.models.neumf import NeuMf, NeuMfConfig
+from training.models.nfm import Nfm, NfmConfig
 from training.models.ngcf import Ngcf, NgcfConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
 from training.models.pamd import PamdConfig, PamdModel
-from training.models.servable import FeatureSpec, ServableModel, over_queries
+from training.models.ranker import Ranker, RankerModel, RankerSettings, ScoredPairs
+from training.models.servable import FeatureSpec, Retriever, ServableModel, over_queries, score_catalogue
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
 from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
+from training.models.vecf import Vecf, VecfConfig
 
 ContentFamily = DemureConfig | BaseConfig
 """Items and users from content: nothing is learned for a single user or item."""
@@ -49,7 +53,10 @@ GraphFamily = (
 ConceptFamily = MacridVaeConfig
 """Items have vectors of their own, users are read from their histories in training as later."""
 
-IdFamily = FactorFamily | GraphFamily | ConceptFamily
+RankerFamily = NeuMfConfig | NfmConfig | VecfConfig
+"""Users and items have vectors of their own, and a network scores the two: it orders what another model retrieves."""
+
+IdFamily = FactorFamily | GraphFamily | ConceptFamily | RankerFamily
 
 ModelConfig = Annotated[ContentFamily | IdFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
@@ -93,16 +100,29 @@ __all__ = [
     "Mmgcn",
     "MmgcnConfig",
     "ModelConfig",
+    "NeuMf",
+    "NeuMfConfig",
+    "Nfm",
+    "NfmConfig",
     "Ngcf",
     "NgcfConfig",
     "PairwiseSettings",
     "PamdConfig",
     "PamdModel",
+    "Ranker",
+    "RankerFamily",
+    "RankerModel",
+    "RankerSettings",
+    "Retriever",
+    "ScoredPairs",
     "ServableModel",
     "Slmrec",
     "SlmrecConfig",
     "UltraGcnConfig",
     "UltraGcnSettings",
     "VbprConfig",
+    "Vecf",
+    "VecfConfig",
     "over_queries",
+    "score_catalogue",
 ]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from training.models.servable import FeatureSpec, ServableModel
+from training.models.servable import FeatureSpec, Retriever
 
 
-class ContentModel(ServableModel):
+class ContentModel(Retriever):
     """Items from modalities, users from items: no user id, no item id, no positions. Its parts are the modalities."""
 
     def __init__(

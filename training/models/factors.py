@@ -143,5 +143,7 @@ class FactorModel(LearnedUsers):
 
 
 def _used_columns(features: FeatureSpec, names: tuple[str, ...] | None) -> Tensor:
-    used = features.columns(names)
-    return torch.cat([torch.full((one.dim,), m in used, dtype=torch.bool) for m, one in enumerate(features.modalities)])
+    used = features.used(names)
+    return torch.cat(
+        [torch.full((modality.dim,), m in used, dtype=torch.bool) for m, modality in enumerate(features.modalities)]
+    )

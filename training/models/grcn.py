@@ -48,7 +48,7 @@ class Grcn(GraphModel):
         super().__init__(config, inputs)
         graph = inputs.graph
         self._edges, self._layers, self._rounds = Edges(graph), config.layers, config.rounds
-        self._columns = inputs.features.columns(config.modalities)
+        self._columns = inputs.features.used(config.modalities)
         count, width = len(self._columns), config.content_dim
         self._dim = config.dim + count * width
         self._contents = [inputs.with_presence(column) for column in self._columns]

@@ -64,7 +64,7 @@ class Huign(GraphModel):
     def __init__(self, config: HuignConfig, inputs: GraphInputs) -> None:
         super().__init__(config, inputs)
         near_II = co_interactions(inputs.graph, neighbours=config.neighbours)
-        self._columns = inputs.features.columns(config.modalities)
+        self._columns = inputs.features.used(config.modalities)
         self._hierarchies = nn.ModuleList(
             [
                 _Hierarchy(inputs.with_presence(column), near_II, dim=config.dim, config=config)

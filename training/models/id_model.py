@@ -1,7 +1,7 @@
 """What the trainer and the serving kit ask of a model that learns numbers of single items, and mostly of single users.
 
 Legend: `U` users, `I` items, `R` width of all modalities together, `X` items asked for, `P` parts of an item, `F`
-numbers that are known of trained items alone, `D` width, `B` users.
+numbers that are known of trained items alone, `D` width, `H` width of a history row, `B` users, `Q` queries of a user.
 """
 
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from api_schemas.manifest import Scorer
+from training.models.servable import score_catalogue
 
 
 class IdModel(nn.Module, ABC):
@@ -29,6 +30,14 @@ class IdModel(nn.Module, ABC):
     @abstractmethod
     def items(self, content_XR: Tensor, rows_X: Tensor | None = None) -> Tensor:
         """Return the vectors `[X, D]` of items with this content; `rows_X` is None for the whole catalogue in order."""
+
+    def history_rows(self, content_IR: Tensor) -> Tensor | None:  # noqa: ARG002  # most have none
+        """Return what users are read from in place of the catalogue's vectors `[I, H]`; None: from these."""
+        return None
+
+    def score(self, queries_BQD: Tensor, items_XD: Tensor) -> Tensor:
+        """Return the scores `[B, X]` of users with these queries, each with every item; for whole catalogues, too."""
+        return score_catalogue(queries_BQD, items_XD, scorer=self.scorer)
 
     @abstractmethod
     def tables(self) -> list[nn.Parameter]:
@@ -51,13 +60,18 @@ class IdModel(nn.Module, ABC):
     def as_learned(self, vector_D: Tensor) -> Tensor:
         """Return numbers `[F]` that add a vector `[D]` to an item, as far as they can."""
 
+    def lift(self, queries_BQD: Tensor) -> Tensor:
+        """Return the shortest learned numbers `[F]` that raise an item's score with the mean user by 1."""
+        mean_F = self.as_learned(queries_BQD.mean(dim=(0, 1)))
+        return mean_F / mean_F.square().sum().clamp_min(1e-12)
+
     @abstractmethod
     def own_squares(self, users_B: Tensor, times_B: Tensor, items_X: Tensor) -> Tensor:
         """Return the summed squares of what is learned for some users, so many times each, and of some items."""
 
 
 class LearnedUsers(IdModel):
-    """Users are a table, too: the score is the inner product."""
+    """Users are a table, too, and have one query each."""
 
     users_UD: nn.Parameter
     """What is learned for each user alone."""
@@ -74,7 +88,7 @@ class LearnedUsers(IdModel):
 
     @abstractmethod
     def users(self, rows_B: Tensor) -> Tensor:
-        """Return the vectors `[B, D]` of some users."""
+        """Return the queries `[B, D]` of some users: their vectors, unless a ranker makes another of them."""
 
     def own_squares(self, users_B: Tensor, times_B: Tensor, items_X: Tensor) -> Tensor:
         """Return the summed squares of what is learned for some users, so many times each, and of some items."""

@@ -114,7 +114,7 @@ class MacridVae(IdModel):
         ids_XF = self.ids_IF if rows_X is None else F.embedding(rows_X, self.ids_IF)
         return self.concepts.items(unit(ids_XF))
 
-    def history_rows(self) -> Tensor:
+    def history_rows(self, content_IR: Tensor) -> Tensor:  # noqa: ARG002  # it reads no content
         """Return what the encoder reads of all items `[I, H + Q]`: the first layer's row, and c."""
         return torch.cat([self.first_IH, self.concepts.log_shares(unit(self.ids_IF)).exp()], dim=-1)
 

@@ -39,7 +39,7 @@ class Mmgcn(GraphModel):
     def __init__(self, config: MmgcnConfig, inputs: GraphInputs) -> None:
         super().__init__(config, inputs)
         step = inputs.graph.operator("mean")
-        self._columns = inputs.features.columns(config.modalities)
+        self._columns = inputs.features.used(config.modalities)
         self.preferences = nn.ParameterList(
             [nn.Parameter(torch.randn_like(self.users_UD) * config.init_std) for _ in self._columns]
         )

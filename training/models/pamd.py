@@ -74,7 +74,7 @@ class PamdModel(LearnedUsers):
         self.widths = [modality.dim for modality in features.modalities]
         self.users_UD = nn.Parameter(torch.randn(num_users, config.dim) * config.init_std)
         self.ids_IF = nn.Parameter(torch.randn(num_items, config.dim) * config.init_std)
-        used = features.columns(config.modalities)
+        used = features.used(config.modalities)
         self.content = ContentParts(self.widths, dim=config.dim, used=used, representations=config.representations)
 
     @property

@@ -1,7 +1,7 @@
 """What an exported model must be able to do, whether its users are read from content or have vectors of their own.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
-state width, `D` vector width, `H` history row, `Q` queries, `K` candidates.
+state width, `D` vector width, `H` history row, `Q` queries, `K` candidates, `N` items.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from api_schemas.manifest import Modality, Scorer
 
+_PRODUCTS_AT_ONCE = 1 << 22
+"""Products of queries and items of one piece: 16 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
@@ -20,8 +23,8 @@ class FeatureSpec:
 
     modalities: tuple[Modality, ...]
 
-    def columns(self, names: tuple[str, ...] | None) -> list[int]:
-        """Return the places of the modalities that are asked for, as `model.modalities`; None asks for all.
+    def used(self, names: tuple[str, ...] | None) -> list[int]:
+        """Return the columns of the modalities that are asked for; None asks for all.
 
         Raises:
             ValueError: The data set lacks one.
@@ -35,15 +38,19 @@ class FeatureSpec:
 
 def over_queries(products: Tensor, *, dim: int, scorer: Scorer) -> Tensor:
     """Return the scores of inner products that lie, one for each query of a user, along `dim` (`index.ranking` too)."""
+    assert scorer != "ranker", "a ranker takes no inner products"
     return products.amax(dim=dim) if scorer == "max" else products.logsumexp(dim=dim)
 
 
-class ServableModel(nn.Module, ABC):
-    """Items from parts, users from items. Rows never interact: the gradient of a sum is the gradient of each row.
+def score_catalogue(queries_BQD: Tensor, items_ND: Tensor, *, scorer: Scorer) -> Tensor:
+    """Return the scores `[B, N]` of users with these queries; the products of all queries are never there at once."""
+    size = max(1, _PRODUCTS_AT_ONCE // (queries_BQD.shape[1] * len(items_ND)))
+    pieces_BQD = torch.split(queries_BQD, size)
+    return torch.cat([over_queries(piece_BQD @ items_ND.T, dim=1, scorer=scorer) for piece_BQD in pieces_BQD])
 
-    The score of a user and an item is made of the Q inner products of the user's queries with the item, see
-    `over_queries`.
-    """
+
+class ServableModel(nn.Module, ABC):
+    """Items from parts, users from items. Rows never interact: the gradient of a sum is the gradient of each row."""
 
     def __init__(
         self,
@@ -55,6 +62,7 @@ class ServableModel(nn.Module, ABC):
         num_queries: int,
         extra_parts: Sequence[str] = (),
         history_dim: int | None = None,
+        query_dim: int | None = None,
         scorer: Scorer = "max",
     ) -> None:
         super().__init__()
@@ -62,17 +70,19 @@ class ServableModel(nn.Module, ABC):
         self.extra_parts = tuple(extra_parts)
         """Parts that the model adds to the modalities, such as `id`."""
         self.dim = dim
-        """D: width of item vectors and queries."""
+        """D: width of item vectors, and of queries unless `query_dim` says otherwise."""
         self.state_dim = state_dim
         """S: width of the state of a part."""
         self.history_length = history_length
         """L: histories are cut to the last L items."""
         self.num_queries = num_queries
         """Q: queries of one user."""
+        self.query_dim = dim if query_dim is None else query_dim
+        """Width of a query."""
         self.scorer: Scorer = scorer
-        """What the Q inner products make together."""
+        """What the Q inner products make together, or that there are none."""
         self.history_is_candidate = history_dim is None
-        """An item's row in a history is its vector; else `history_rows` and `history_parts` say what it is."""
+        """An item's row in a history is its vector; else `history_rows` says what it is."""
         self.history_dim = dim if history_dim is None else history_dim
         """H: width of an item's row in a history."""
 
@@ -103,16 +113,39 @@ class ServableModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def score(self, queries_BQD: Tensor, items_ND: Tensor) -> Tensor:
+        """Return the scores `[B, N]` of users with these queries, each with every item; for whole catalogues, too."""
+
+    def history_rows(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return what the user encoder reads of items, `[..., H]`: unless the model says otherwise, their vectors."""
+        return self.fuse(states_PS, presence_P)
+
+    def encode_items(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return item vectors `[B, D]` of raw vectors."""
+        return self.fuse(self.project(features, presence_BM), self.part_presence(presence_BM))
+
+    def encode_history(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return history rows `[B, H]` of raw vectors."""
+        return self.history_rows(self.project(features, presence_BM), self.part_presence(presence_BM))
+
+
+class Retriever(ServableModel):
+    """The score of a user and an item is made of the Q inner products of the user's queries with the item.
+
+    So an index finds the best items, and a score can be taken apart; see `over_queries`.
+    """
+
+    def score(self, queries_BQD: Tensor, items_ND: Tensor) -> Tensor:
+        """Return the scores `[B, N]`."""
+        return score_catalogue(queries_BQD, items_ND, scorer=self.scorer)
+
+    @abstractmethod
     def modality_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return the item vector split by part, `[..., P, D]`: they sum to `fuse` of the same input.
 
         Attention, where there is any, is held at its values, so the split of a score is exact and additive, but not
         causal.
         """
-
-    def history_rows(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
-        """Return what the user encoder reads of items, `[..., H]`: unless the model says otherwise, their vectors."""
-        return self.fuse(states_PS, presence_P)
 
     def history_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return the history row split by part, `[..., P, H]`: they sum to `history_rows` of the same input."""
@@ -130,11 +163,3 @@ class ServableModel(nn.Module, ABC):
     def history_weights(self, real_BL: Tensor) -> Tensor:
         """Return w of `user_map`, `[B, L]`: zero where no item is, else what depends on nothing but where items are."""
         return real_BL / real_BL.sum(dim=-1, keepdim=True).clamp_min(1)
-
-    def encode_items(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
-        """Return item vectors `[B, D]` of raw vectors."""
-        return self.fuse(self.project(features, presence_BM), self.part_presence(presence_BM))
-
-    def encode_history(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
-        """Return history rows `[B, H]` of raw vectors."""
-        return self.history_rows(self.project(features, presence_BM), self.part_presence(presence_BM))

@@ -90,7 +90,7 @@ class SlmrecConfig(ChannelSettings):
         Raises:
             ValueError: FAC or FM has a weight, and there is no modality to it.
         """
-        if not inputs.features.columns(self.modalities) and (self.fac_weight > 0 or self.fm_weight > 0):
+        if not inputs.features.used(self.modalities) and (self.fac_weight > 0 or self.fm_weight > 0):
             raise ValueError("model.modalities: is empty, and fac_weight and fm_weight need at least one")
         return Slmrec(self, inputs)
 
@@ -123,7 +123,7 @@ class ChannelModel(GraphModel):
         self._layers, self._step = config.layers, inputs.graph.operator()
         self.is_cosine = config.scorer == "cosine"
         self._received_I1 = received(inputs.graph.degree_I, layers=config.layers)
-        self._columns = inputs.features.columns(config.modalities)
+        self._columns = inputs.features.used(config.modalities)
         contents = [inputs.with_presence(column) for column in self._columns]
         self.projections = nn.ParameterList([projection(one.shape[1], config.dim) for one in contents])
         self.content = [_Content(one, self._step, layers=config.layers) for one in contents]

@@ -65,6 +65,7 @@ def plumbing_routes(parts: PartsSource, border: Border, metrics: Metrics) -> API
         return ServedVersions(
             version=SOFTWARE_VERSION,
             model=served.model_version,
+            ranker=served.ranker_version,
             index=served.index_version,
             index_built_at=served.index_built_at,
         )

@@ -10,6 +10,7 @@ from api_schemas.explain import ExplanationAnswer
 from api_schemas.models import ModelModalities
 from api_schemas.recommend import ItemsAnswer, RecommendationAnswer
 from service.api.translate import query_of
+from tests.fakes import FakeRanker
 from tests.http_app import Rig, assert_problem
 
 HISTORY = [{"item_id": "i3"}, {"item_id": "i9"}, {"item_id": "unheard-of"}]
@@ -46,6 +47,7 @@ async def test_a_recommendation_is_what_its_schema_says(client, level):
     assert answer["items"][0]["metadata"]["title"].startswith("Item ")
     assert (answer["user_state"], answer["events_used"], answer["unknown_item_ids"]) == ("known", 2, ["unheard-of"])
     assert answer["model"] == {"name": "fake", "version": "bundle-fake-1"}
+    assert answer["ranker"] is None
     assert answer["index"] == {"version": "snapshot-fake-1", "built_at": "2026-01-01T00:00:00Z"}
     assert answer["degraded"] == []
     assert answer["took_ms"] > 0
@@ -56,6 +58,32 @@ async def test_a_recommendation_is_what_its_schema_says(client, level):
     if explained:
         assert ("history" in explained, "contributions" in explained) == (level == "full", level == "full")
         assert sum(part["share"] for part in answer["modality_interest"]) == pytest.approx(1)
+
+
+async def test_an_answer_names_the_ranker_that_ordered_it():
+    rig = Rig()
+    rig.servable.ranker = FakeRanker()
+    ranker = {"name": "fake-ranker", "version": "bundle-fake-2"}
+    async with rig.client() as client:
+        response = await client.post("/v1/recommendations", json={"history": HISTORY, "k": 4, "explain": "full"})
+        answer = read(RecommendationAnswer, response)
+        assert (answer["ranker"], answer["model"]["name"], answer["degraded"]) == (ranker, "fake", [])
+        assert "rerank;dur=" in response.headers["server-timing"]
+        explained = read(ExplanationAnswer, await client.post("/v1/explanations", json={"history": HISTORY, "k": 2}))
+        assert (explained["ranker"], explained["method"]) == (ranker, "shapley")
+        refused = await client.post("/v1/explanations", json={"history": HISTORY, "method": "grad_x_input"})
+        assert "it offers shapley, occlusion" in assert_problem(refused, "validation-error", "/method").errors[0].detail
+        for name in ranker.values():
+            said = read(ModelModalities, await client.get(f"/v1/models/{name}/modalities"))
+            assert (said["model"], said["explanation_methods"]) == (ranker, ["shapley", "occlusion"])
+        popular = read(RecommendationAnswer, await client.post("/v1/recommendations", json={"k": 4}))
+        assert popular["ranker"] is None
+        rig.servable.ranker.fail["score"] = RuntimeError("boom")
+        broken = read(RecommendationAnswer, await client.post("/v1/recommendations", json={"history": HISTORY}))
+        assert (broken["ranker"], broken["degraded"]) == (None, ["rerank_failed"])
+        page = (await client.get("/metrics")).text
+    assert 'prismrec_degraded_answers_total{reason="rerank_failed"} 1.0' in page
+    assert 'prismrec_stage_duration_seconds_count{stage="rerank"} 3.0' in page
 
 
 @pytest.mark.parametrize("level", ["summary", "full"])

@@ -6,7 +6,7 @@ import pytest
 
 from service.api.ready import Readiness
 from service.recommend.errors import NoServable, Overloaded
-from tests.fakes import FakeServable, FakeSource, FakeStore
+from tests.fakes import FakeRanker, FakeServable, FakeSource, FakeStore
 
 
 class Registry(FakeSource):
@@ -24,8 +24,8 @@ class Recommender:
     """Fails as it is told to; an answer that works makes the model well."""
 
     def __init__(self):
-        self.model_ok = True
-        self.broken = False
+        self.model_ok = self.ranker_ok = True
+        self.broken = self.ranker_broken = False
         self.refuses = None
         self.asked = []
 
@@ -34,6 +34,7 @@ class Recommender:
         if self.refuses:
             raise self.refuses
         self.model_ok = not self.broken
+        self.ranker_ok = not self.ranker_broken
 
 
 @pytest.fixture
@@ -101,3 +102,15 @@ async def test_a_service_too_busy_to_try_stays_ready(rig):
 async def test_a_service_that_stops_is_not_ready(rig):
     rig.draining = True
     assert await statuses(rig) == (False, {**ALL_OK, "process": "failing"})
+
+
+async def test_a_ranker_is_listed_where_there_is_one_and_found_well_again_by_asking_it(rig):
+    rig.registry.servable.ranker = FakeRanker()
+    assert await statuses(rig) == (True, {**ALL_OK, "ranker": "ok"})
+    assert (await rig.ready()).checks["ranker"].detail == "bundle-fake-2"
+    rig.recommender.ranker_ok, rig.recommender.ranker_broken = False, True
+    assert await statuses(rig) == (True, {**ALL_OK, "ranker": "degraded"})
+    rig.recommender.refuses = Overloaded("busy")
+    assert await statuses(rig) == (True, {**ALL_OK, "ranker": "degraded"})
+    rig.recommender.refuses, rig.recommender.ranker_broken = None, False
+    assert await statuses(rig) == (True, {**ALL_OK, "ranker": "ok"})

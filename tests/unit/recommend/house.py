@@ -6,7 +6,7 @@ from service.recommend.admission import Admission
 from service.recommend.deadline import Deadline
 from service.recommend.recommender import Recommender
 from service.recommend.types import Event, HistoryItem, ItemId, Query, user_subject
-from tests.fakes import FakeServable, FakeSource, FakeStore, InlineCompute
+from tests.fakes import FakeRanker, FakeServable, FakeSource, FakeStore, InlineCompute
 
 USER = user_subject("ann")
 
@@ -14,8 +14,9 @@ USER = user_subject("ann")
 class House:
     """A recommender with all its neighbours in reach."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, *, ranker: FakeRanker | None = None, **kwargs) -> None:
         self.servable = FakeServable(**kwargs)
+        self.servable.ranker = ranker
         self.store = FakeStore()
         self.compute = InlineCompute()
         self.admission = Admission(8)

@@ -14,7 +14,7 @@ from service.recommend.types import HistoryItem, ItemId, Query
 from service.runtime import executor as executor_module
 from service.runtime.executor import Executor
 from service.runtime.registry import ServableRegistry
-from tests.fakes import FakeServable, FakeStore
+from tests.fakes import FakeRanker, FakeServable, FakeStore
 
 LATER = Deadline.after(3_600.0)
 QUERY = Query(history=(HistoryItem(ItemId("i1")),), k=5)
@@ -177,3 +177,56 @@ async def test_a_storm_of_cancelled_callers_leaves_everything_as_it_was(service)
     async with asyncio.timeout(20):
         while service.servable.holds > 1:  # noqa: ASYNC110 - a thread may still be at the last batch
             await asyncio.sleep(0)
+
+
+def with_ranker(service: Service) -> FakeRanker:
+    service.servable.ranker = FakeRanker(num_candidates=20)
+    return service.servable.ranker
+
+
+async def test_a_ranker_has_a_thread_of_its_own_unless_it_costs_less_than_one():
+    made = Service(on_loop_below_s=0.001)
+    ranker, threads = with_ranker(made), []
+    ranker.before["score"] = lambda: threads.append(threading.current_thread().name)
+    serving = asyncio.create_task(made.executor.serve())
+    cheap = await made.recommend()
+    ranker.rerank_cpu_s = 0.001
+    dear = await made.recommend()
+    serving.cancel()
+    await asyncio.wait([serving])
+    assert cheap.items == dear.items
+    assert threads == [threading.main_thread().name, "rerank-0"]
+
+
+async def test_re_rankings_that_wait_are_computed_together(service):
+    service.executor._rerankings._max_waiting = service.executor._jobs._max_waiting = 100
+    ranker = with_ranker(service)
+    queries = [Query(history=(HistoryItem(ItemId(f"i{row}")),), k=3) for row in range(40)]
+    alone = [await service.recommend(query) for query in queries]
+    ranker.calls.clear()
+    together = await asyncio.gather(*(service.recommend(query) for query in queries))
+    assert [slate.items for slate in together] == [slate.items for slate in alone]
+    assert ranker.calls.count("encode_users") < ranker.calls.count("score") == 40
+
+
+async def test_a_ranker_that_hangs_costs_its_order_alone(service):
+    entered, go = threading.Semaphore(0), threading.Event()
+    with_ranker(service).before["score"] = lambda: (entered.release(), go.wait(20))
+    late = await service.recommend(deadline=Deadline.after(0.2))
+    assert (late.degraded, len(late.items), late.ranker) == (("rerank_late",), 5, None)
+    service.executor._rerankings._max_waiting = 0
+    refused = await service.recommend()
+    assert (refused.degraded, refused.items) == (("rerank_overloaded",), late.items)
+    go.set()
+
+
+async def test_a_very_long_request_is_ranked_alone(service, monkeypatch):
+    monkeypatch.setattr(executor_module, "HEAVY_IDS", 2)
+    threads = []
+    with_ranker(service).before["score"] = lambda: threads.append(threading.current_thread().name)
+    candidates = tuple(ItemId(f"i{row}") for row in range(10))
+    slate = await service.recommend(Query(history=QUERY.history, candidate_item_ids=candidates))
+    assert (len(slate.items), slate.degraded, threads) == (9, (), ["lone-0"])
+    service.servable.ranker.fail["score"] = RuntimeError("boom")
+    slate = await service.recommend(Query(history=QUERY.history, candidate_item_ids=candidates))
+    assert slate.degraded == ("rerank_failed",)

@@ -154,7 +154,7 @@ def test_a_live_history_is_read_as_training_reads_it_and_of_none_there_is_an_ans
     pooled_BQH = pooled(batch, shares_XQ, model.first_IH, dropout=0.0, chance=torch.Generator())
     expected_BQD = model.concepts.queries(model.concepts.read(pooled_BQH)[0])
     encoder = FoldInMap("exact", 100, ConceptEncoder(model.concepts), None, None)
-    tables = ItemTables(model.items(torch.empty(0)), model.history_rows())
+    tables = ItemTables(model.items(torch.empty(0)), model.history_rows(torch.empty(0)))
     histories = [batch.items_X[batch.place_X == user].numpy() for user in range(len(batch.users_B))]
     torch.testing.assert_close(encoder.queries(tables, histories), expected_BQD)
     nothing_BQD = encoder.queries(tables, [np.zeros(0, np.int64)])
@@ -182,7 +182,7 @@ def test_served_items_are_the_models_and_what_is_predicted_is_one_too():
     states_IPS[:, -1:] = served.warm_states(model.learned())
     presence_IP = torch.ones(3, 3, dtype=torch.bool)
     close(served.fuse(states_IPS, presence_IP), model.items(torch.empty(0)))
-    close(served.history_rows(states_IPS, presence_IP), model.history_rows())
+    close(served.history_rows(states_IPS, presence_IP), model.history_rows(torch.empty(0)))
     close(served.modality_parts(states_IPS, presence_IP).sum(dim=-2), model.items(torch.empty(0)))
     presence_IP[:, -1] = False
     assert not served.fuse(states_IPS, presence_IP).any()
