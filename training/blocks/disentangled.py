@@ -18,7 +18,7 @@ Representations = Literal["both", "common", "specific"]
 
 
 class Disentangled(NamedTuple):
-    """Representations `[B, M, D]` of items, zero where a modality is absent."""
+    """Representations `[B, M, D]` of items, zero where a modality is absent, or whatever is linear as they are."""
 
     primitive_BMD: Tensor
     """e = P r: all that is kept of the modality."""
@@ -50,14 +50,11 @@ class DisentangledEncoder(nn.Module):
         common_BMD = torch.einsum("bmd,mde->bme", primitive_BMD, self.common_MDD)
         return Disentangled(primitive_BMD, common_BMD, primitive_BMD - common_BMD)
 
-    @torch.no_grad()
-    def matrices(self) -> list[Tensor]:
-        """Return per modality the map `[R_m, 2D]` from its vector to common and specific part side by side."""
-        found = []
-        for weight_DR, common_DD in zip(self.primitive.weights(), self.common_MDD, strict=True):
-            common_RD = weight_DR.T @ common_DD
-            found.append(torch.cat([common_RD, weight_DR.T - common_RD], dim=-1))
-        return found
+    def matrix(self, m: int, which: Representations = "both") -> Tensor:
+        """Return the map `[R_m, D or 2D]` from a modality's vector to the parts that are asked for, side by side."""
+        primitive_RD = self.primitive.weights()[m].T
+        common_RD = primitive_RD @ self.common_MDD[m]
+        return chosen(Disentangled(primitive_RD, common_RD, primitive_RD - common_RD), which)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -67,7 +64,7 @@ class DisentangledEncoder(nn.Module):
 
 
 def chosen(disentangled: Disentangled, which: Representations) -> Tensor:
-    """Return the representations that are asked for, `[B, M, D]` or `[B, M, 2D]`: common before specific."""
+    """Return the parts that are asked for, `[..., D]` or `[..., 2D]`: common before specific."""
     if which == "common":
         return disentangled.common_BMD
     if which == "specific":

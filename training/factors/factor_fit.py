@@ -61,19 +61,6 @@ class PairwiseFit(FactorFit):
         return loss, batch, {self._loss.__name__: loss.detach()}
 
 
-class PamdFit(PairwiseFit):
-    """The same, where the encoder of content is pretrained and learns at a rate of its own."""
-
-    def __init__(self, fit: Fit, family: PamdConfig) -> None:
-        super().__init__(fit, family)
-        self._encoder_lr = family.encoder_lr
-
-    def groups(self) -> list[dict[str, object]]:
-        """Return users and ids, and the encoder."""
-        tables, shared = super().groups()
-        return [tables, {**shared, "lr": self._encoder_lr}]
-
-
 class RankerFit(FactorFit):
     """Pairs against items that the user lacks: each for itself (BCE), or before these (BPR)."""
 

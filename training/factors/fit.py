@@ -31,6 +31,9 @@ class Fit:
     config: FactorRun
     prefix: str
     """Of the parameters that the stage hands on."""
+    encoder: nn.Module | None = None
+    """What of the model is pretrained, and learns at a rate of its own."""
+    encoder_lr: float = 0.0
 
 
 class FitStage(Stage):
@@ -42,19 +45,24 @@ class FitStage(Stage):
         """Take what is to be trained; `rows` are the pairs or users of an epoch."""
         self.name, self.module, self._model = fit.name, fit.model, fit.model
         self._number, self._data, self._optim, self._prefix = fit.number, fit.data, fit.config.optim, fit.prefix
+        self._encoder, self._encoder_lr = fit.encoder, fit.encoder_lr
         self._steps_per_epoch = per_epoch = fit.data.steps(rows, self._optim.batch_size)
         most = self._optim.epochs * per_epoch
         self.total_steps = min(most, self._optim.max_steps or most)
         self.validate_every = max(1, round(fit.config.eval.every_epochs * per_epoch))
 
     def groups(self) -> list[dict[str, object]]:
-        """Return what is learned for single users and items, and what is shared: each has its L2."""
+        """Return what is learned for single users and items, what is shared, and what was pretrained."""
         optim, model = self._optim, self._model
         # Adam's weight decay w adds w times the parameter to its gradient: the gradient of w / 2 times its square.
         decay = 2 * optim.l2_tables if optim.l2_scope == "tables" else 0.0
+        pretrained = [] if self._encoder is None else list(self._encoder.parameters())
+        known = {id(one) for one in pretrained}
+        shared = [one for one in model.shared() if id(one) not in known]
         return [
             {"params": model.tables(), "lr": optim.lr, "weight_decay": decay},
-            {"params": model.shared(), "lr": optim.lr, "weight_decay": 2 * optim.l2_projection},
+            {"params": shared, "lr": optim.lr, "weight_decay": 2 * optim.l2_projection},
+            {"params": pretrained, "lr": self._encoder_lr, "weight_decay": 2 * optim.l2_projection},
         ]
 
     def lr_factor(self, step: int) -> float:

@@ -1,13 +1,16 @@
 """Which stages a family's run has."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from training.blocks.disentangled import DisentangledEncoder
 from training.config import FactorRun
 from training.factors.concept_fit import ConceptFit
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
-from training.factors.factor_fit import PairwiseFit, PamdFit, RankerFit, UltraGcnFit
+from training.factors.factor_fit import PairwiseFit, RankerFit, UltraGcnFit
 from training.factors.fit import Fit, loaded
 from training.factors.graph_fit import GraphFit, SlmrecFit
 from training.factors.masking import MaskStage
@@ -26,6 +29,8 @@ from training.models import (
     PairwiseSettings,
     PamdConfig,
     PamdModel,
+    PamdUser,
+    PamdUserConfig,
     RankerSettings,
     SlmrecConfig,
     UltraGcnSettings,
@@ -51,7 +56,7 @@ class Plan:
         family = self._config.model
         if isinstance(family, InvrlConfig):
             return self._invrl(family)
-        if isinstance(family, PamdConfig):
+        if isinstance(family, PamdConfig | PamdUserConfig):
             return [
                 PlannedStage("pretrain", lambda number, _carry: self._pretraining(number, family)),
                 PlannedStage("fit", lambda number, carry: self._fit("fit", number, FINAL, self._pretrained(carry))),
@@ -107,16 +112,16 @@ class Plan:
         return network
 
     def _fit(self, name: str, number: int, prefix: str, model: IdModel | None = None) -> Stage:
-        fit = Fit(name, number, model or self.model(), self._data, self._config, prefix)
-        family = self._config.model
+        family, model = self._config.model, model or self.model()
+        fit = Fit(name, number, model, self._data, self._config, prefix)
+        if isinstance(family, PamdConfig | PamdUserConfig):
+            fit = replace(fit, encoder=encoder_of(model), encoder_lr=family.encoder_lr)
         if isinstance(family, SlmrecConfig):
             return SlmrecFit(fit, family)
         if isinstance(family, GraphSettings):
             return GraphFit(fit, family)
         if isinstance(family, MacridVaeConfig):
             return ConceptFit(fit, family)
-        if isinstance(family, PamdConfig):
-            return PamdFit(fit, family)
         if isinstance(family, PairwiseSettings):
             return PairwiseFit(fit, family)
         if isinstance(family, RankerSettings):
@@ -124,18 +129,15 @@ class Plan:
         assert isinstance(family, UltraGcnSettings)
         return UltraGcnFit(fit, family)
 
-    def _pretraining(self, number: int, family: PamdConfig) -> Stage:
-        model = self.model()
-        assert isinstance(model, PamdModel)
+    def _pretraining(self, number: int, family: PamdConfig | PamdUserConfig) -> Stage:
         settings = family.pretraining.model_copy(update={"dim": family.dim})
         task = Disentangling(self._data.content, self._data.presence_IM, settings, seed=self._config.seed)
         length = family.content_length * family.init_std * family.dim**0.5
         return PretrainingStage("pretrain", number, task, length=length)
 
-    def _pretrained(self, carry: Carry) -> PamdModel:
+    def _pretrained(self, carry: Carry) -> IdModel:
         model = self.model()
-        assert isinstance(model, PamdModel)
-        loaded(model.content.encoder, carry, prefix="pretrained")
+        loaded(encoder_of(model), carry, prefix="pretrained")
         return model
 
     def _network(self, number: int, family: Cb2cfConfig, carry: Carry) -> Stage:
@@ -189,6 +191,14 @@ class Plan:
             stages += [partition(f"partition {iteration + 1}.{one}") for one in rounds]
             stages.append(masking(f"mask {iteration + 1}", iteration))
         return [*stages, PlannedStage("final", final)]
+
+
+def encoder_of(model: IdModel) -> DisentangledEncoder:
+    """Return what PAMD pretrains, whatever the query of its attention."""
+    if isinstance(model, PamdModel):
+        return model.content.encoder
+    assert isinstance(model, PamdUser)
+    return model.encoder
 
 
 def imputer_items(data: FactorData, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from training.models.nfm import Nfm, NfmConfig
 from training.models.ngcf import Ngcf, NgcfConfig
 from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfBprConfig, PairwiseSettings, VbprConfig
 from training.models.pamd import PamdConfig, PamdModel
+from training.models.pamd_user import PamdUser, PamdUserConfig
 from training.models.ranker import Ranker, RankerModel, RankerSettings, ScoredPairs
 from training.models.servable import FeatureSpec, Retriever, ServableModel, over_queries, score_catalogue
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
@@ -53,7 +54,7 @@ GraphFamily = (
 ConceptFamily = MacridVaeConfig
 """Items have vectors of their own, users are read from their histories in training as later."""
 
-RankerFamily = NeuMfConfig | NfmConfig | VecfConfig
+RankerFamily = NeuMfConfig | NfmConfig | VecfConfig | PamdUserConfig
 """Users and items have vectors of their own, and a network scores the two: it orders what another model retrieves."""
 
 IdFamily = FactorFamily | GraphFamily | ConceptFamily | RankerFamily
@@ -109,6 +110,8 @@ __all__ = [
     "PairwiseSettings",
     "PamdConfig",
     "PamdModel",
+    "PamdUser",
+    "PamdUserConfig",
     "Ranker",
     "RankerFamily",
     "RankerModel",

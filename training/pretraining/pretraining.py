@@ -156,9 +156,10 @@ class Disentangling(Pretraining):
             found.append((self.decoders(of_3BD, place), features[n], presence_BM[:, m] & presence_BM[:, n]))
         return found
 
+    @torch.no_grad()
     def matrices(self) -> list[Tensor]:
         """Return the maps to common and specific part side by side."""
-        return self.encoder.matrices()
+        return [self.encoder.matrix(m) for m in range(len(self._features))]
 
     @torch.no_grad()
     def mean_length(self) -> float:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from api_schemas.manifest import Modality
-from training.blocks.disentangled import DisentangledEncoder, attention
-from training.models import FeatureSpec, PamdConfig
+from training.blocks.disentangled import DisentangledEncoder, attention, chosen
+from training.models import FeatureSpec, PamdConfig, PamdUserConfig
 from training.models.pamd import fused
 from training.pretraining.losses import Gaps, encoder_loss, infonce, ordering, squared_gap
 from training.pretraining.pretraining import CorrAutoencoder, Disentangling
@@ -52,7 +52,7 @@ def test_the_matrices_give_the_parts_at_once():
     encoder = DisentangledEncoder([5, 3], dim=4)
     vectors = [torch.randn(6, 5), torch.randn(6, 3)]
     found = encoder(vectors, torch.ones(6, 2, dtype=torch.bool))
-    for m, matrix in enumerate(encoder.matrices()):
+    for m, matrix in enumerate(encoder.matrix(m) for m in range(2)):
         both = torch.cat([found.common_BMD[:, m], found.specific_BMD[:, m]], dim=-1)
         torch.testing.assert_close(vectors[m] @ matrix, both)
 
@@ -242,3 +242,32 @@ def test_tied_alone_the_codes_of_an_item_become_one():
     first = task.losses(0)
     task.run()
     assert task.losses(task.total_steps)["tied"] < 0.05 * first["tied"]
+
+
+def test_the_users_query_gives_the_published_codes_score_and_its_bound():
+    features = FeatureSpec((Modality(name="text", dim=2), Modality(name="image", dim=2)))
+    model = PamdUserConfig(dim=2).build(features, torch.ones(1, 2, dtype=torch.bool), num_users=1).double()
+    # Vectors that the encoder takes apart into the golden representations: e is their sum, and what is common is c.
+    common, specific = REPRESENTATIONS[:, :2], REPRESENTATIONS[:, 2:]
+    states = F.pad(torch.cat([common, specific], dim=-1), (0, 1))
+    id_state = torch.cat([ITEM, double([0.0, 0.0, 0.0])])
+    candidate = model.ranker.fuse(torch.cat([states, id_state[None]]), torch.ones(3, dtype=torch.bool))
+    user = USER.view(1, 1, 2)
+    near(model.ranker(user, candidate[None])[0, 0].detach(), 0.785907101654)
+    weights = model.ranker.attention(user, candidate[None])[0, 0]
+    near(weights, [0.304796182479, 0.241686951295, 0.231746313956, 0.22177055227])
+    near(USER @ ITEM + (REPRESENTATIONS.reshape(4, 2) @ USER).max(), 0.976)
+    assert model.ranker(user, candidate[None]) <= 0.976
+
+
+@pytest.mark.parametrize("representations", ["common", "specific", "both"])
+def test_a_ranker_reads_what_the_encoder_makes_of_content(representations):
+    features = FeatureSpec((Modality(name="text", dim=3), Modality(name="image", dim=2)))
+    settings = PamdUserConfig(dim=4, representations=representations, modalities=("image",))
+    model = settings.build(features, torch.ones(3, 2, dtype=torch.bool), num_users=2)
+    content = torch.randn(3, 5)
+    states, _ = model.states(content)
+    parts = model.encoder(torch.split(content, [3, 2], dim=-1), torch.ones(3, 2, dtype=torch.bool))
+    assert not states[:, 0].any(), "a modality that is not used"
+    expected = chosen(parts, representations)[:, 1]
+    torch.testing.assert_close(states[:, 1, : expected.shape[1]], expected)
