@@ -28,7 +28,7 @@ from training.compare.workers import processes
 from training.config import AnyRun, ConfigError, load_config
 from training.data.cli import app as data_app
 from training.data.interactions import read_interactions
-from training.data.split import SplitConfig, make_split
+from training.data.split import SplitConfig, SplitKind, make_split
 from training.evaluate_bundle import Which, judge_bundle, judged_users
 from training.golden import ParityError
 from training.interrupt import stopping_on_signals
@@ -159,7 +159,7 @@ def baselines(
     *,
     data: DataOption,
     split: Annotated[
-        Literal["auto", "users", "interactions", "column"], typer.Option(help="Which split, as `split.kind` in a run.")
+        SplitKind, typer.Option(help="Which split, as `split.kind` in a run; of five folds the first is the test.")
     ] = "auto",
     seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Of the split, as in `run`.")] = "0",
     json_file: JsonOption = None,
