@@ -18,6 +18,7 @@ def to_markdown(board: Leaderboard) -> str:
         f"- The best one, with the seeds {', '.join(map(str, board.seeds))}, on test{means}. NDCG is the standard one.",
         "",
         *_ranking(board),
+        *_sampled(board),
         "",
         f"Differences of {_titled(board.monitor)}, by a paired bootstrap of {board.resamples:,} resamples of users,",
         "averaged over seeds. p is two-sided, and not corrected for the number of comparisons.",
@@ -51,6 +52,28 @@ def _ranking(board: Leaderboard) -> list[str]:
             row += [_figure((one.test_from_history or {}).get(name)) for name in recalls]
         rows.append(row)
     return _table(head, rows)
+
+
+def _sampled(board: Leaderboard) -> list[str]:
+    """Return the figures among drawn candidates in a table of their own, if there are any."""
+    if board.sampled is None:
+        return []
+    n = board.sampled.n
+    among = f"among {n:,} items in all" if board.sampled.rule == "total" else f"against {n:,} others"
+    metrics = {"recall": "Recall", "ndcg": "NDCG", "ndcg_untruncated": "NDCG untruncated"}
+    named = {
+        board.sampled.named(f"{metric}@{k}"): f"{title}@{k}" for metric, title in metrics.items() for k in board.cutoffs
+    }
+    return [
+        "",
+        f"Sampled: a user's targets {among}, at random of what the user never had. They can be held against tables of",
+        "papers that do so and against nothing else; models are ranked, chosen and compared by the whole catalogue.",
+        "",
+        *_table(
+            ["model", *named.values()],
+            [[one.name, *(_figure(one.test.get(name)) for name in named)] for one in board.models],
+        ),
+    ]
 
 
 def _differences(models: Sequence[ModelResult]) -> list[str]:

@@ -3,7 +3,7 @@
 Legend: `U` users, `E` interactions, `F` folds, `B` held-out users, `L` history length, `T` longest target list.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from index.metrics import pad_targets
+from training.data.candidates import Candidates, SampledConfig, draw_candidates
 from training.data.interactions import TEST, TRAIN, VALID, Interactions
 from training.settings import Settings
 
@@ -61,10 +62,24 @@ class HeldOut:
     """Per user all items before the targets, oldest first; may be empty."""
     targets_BT: NDArray[np.int64]
     """As `index.metrics` takes them."""
+    candidates: Candidates | None = None
+    """What the targets are ranked among once more, after the whole catalogue."""
 
     def __len__(self) -> int:
         """Return B."""
         return len(self.users_B)
+
+    def with_candidates(self, sampled: SampledConfig | None, interactions: Interactions) -> "HeldOut":
+        """Return the same with candidates drawn for each user, if any are asked for.
+
+        Args:
+            sampled: How.
+            interactions: All that users have, in whatever part: none of it is drawn.
+        """
+        if sampled is None:
+            return self
+        drawn = draw_candidates(sampled, interactions, self.users_B, self.targets_BT)
+        return replace(self, candidates=drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,14 @@ class Split:
     test: HeldOut
 
 
-def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, seen: Seen = "mask") -> Split:
+def make_split(
+    interactions: Interactions,
+    config: SplitConfig,
+    *,
+    seed: int,
+    seen: Seen = "mask",
+    sampled: SampledConfig | None = None,
+) -> Split:
     """Split by users, by each user's interactions in one of two ways, or by the data set's own column.
 
     Args:
@@ -86,9 +108,11 @@ def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, se
         config: Which.
         seed: The run's, for a random split whose own seed is unset.
         seen: `mask` removes targets that are in the history too: no list that masks seen items could hold them.
+        sampled: Candidates that targets are ranked among beside the whole catalogue; None: no such.
 
     Raises:
-        ValueError: The column is asked for and missing, or nothing is left to learn from or to validate on.
+        ValueError: The column is asked for and missing, nothing is left to learn from or to validate on, or there are
+            no more items than candidates.
     """
     kind = config.kind
     if kind == "auto":
@@ -109,7 +133,11 @@ def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, se
         raise ValueError("no user to train on has two interactions: nothing can be learned from such data")
     if len(split.valid) == 0:
         raise ValueError(f"none of {interactions.num_users} users is left for validation: the data set is too small")
-    return split
+    return replace(
+        split,
+        valid=split.valid.with_candidates(sampled, interactions),
+        test=split.test.with_candidates(sampled, interactions),
+    )
 
 
 def user_groups(num_users: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
