@@ -220,20 +220,29 @@ def test_the_table_shows_what_the_document_holds(play):
     assert json.loads((play.out / "leaderboard.json").read_text())["models"][0]["name"] == "poor"
 
 
-@pytest.mark.parametrize(("rule", "told"), [("total", "among 1,000 items in all"), ("added", "against 1,000 others")])
-def test_figures_of_a_sample_stand_in_a_table_of_their_own(rule, told, play):
+@pytest.mark.parametrize(
+    ("rule", "told", "suffix"),
+    [("total", "among 1,000 items in all", "of 1000"), ("added", "against 1,000 others", "against 1000")],
+)
+def test_figures_of_a_sample_stand_in_a_table_of_their_own(rule, told, suffix, play):
     board, _ = play(entrants("good", "poor", overrides=[f"eval.sampled.rule={rule}"]), Rehearsal())
     text = (play.out / "leaderboard.md").read_text()
-    ranking, rest = text.split("\nSampled: ")
+    ranking, rest = text.split("\n## Sampled\n\n")
     assert "_1000" not in text
     assert "| model | Recall@20 | Precision@20 | NDCG@20 |\n" in ranking
-    assert rest.startswith(f"a user's targets {told}, ")
-    assert "| model | Recall@20 | NDCG@20 | NDCG untruncated@20 |\n" in rest
+    assert rest.startswith(f"A user's targets {told}, ")
+    assert f"| model | Recall@20 {suffix} | NDCG@20 {suffix} | NDCG untruncated@20 {suffix} |\n" in rest
     assert rest.count("| poor | 0.8990 ± 0.0010 | 0.8990 ± 0.0010 | 0.8990 ± 0.0010 |") == 1
     named = board.sampled.named("recall@20")
     assert json.loads((play.out / "leaderboard.json").read_text())["models"][0]["test"][named]["mean"] < 0.9
     plain, _ = play(entrants("good", "poor"), Rehearsal())
     assert plain.sampled is None
+    assert "## Sampled" not in (play.out / "leaderboard.md").read_text()
+
+
+def test_the_table_says_which_fold_was_tested(play):
+    play(entrants("good", overrides=["split.kind=folds", "split.fold=3"]), Rehearsal())
+    assert "Split: fold 3 of 5." in (play.out / "leaderboard.md").read_text()
 
 
 def test_a_run_that_can_not_be_done_ends_the_comparison_and_keeps_the_rest(play):
