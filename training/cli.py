@@ -26,9 +26,10 @@ from training.compare.space import enter
 from training.compare.tournament import Stopped
 from training.compare.workers import processes
 from training.config import AnyRun, ConfigError, load_config
+from training.data.candidates import sampled_only, without_sampled
 from training.data.cli import app as data_app
 from training.data.interactions import read_interactions
-from training.data.split import SplitConfig, make_split
+from training.data.split import SplitConfig, SplitKind, make_split
 from training.evaluate_bundle import Which, judge_bundle, judged_users
 from training.golden import ParityError
 from training.interrupt import stopping_on_signals
@@ -98,7 +99,10 @@ def run(
             )
         remove_checkpoints(checkpoints)
     for part, values in made.metrics.items():
-        typer.echo(f"{part}: {_told(_main_figures(values))}")
+        typer.echo(f"{part}: {_told(_main_figures(without_sampled(values)))}")
+    for part, values in made.metrics.items():
+        if sampled := sampled_only(values):
+            typer.echo(f"{part}, sampled: {_told(_main_figures(sampled))}")
     state = made.state
     for stage in state.reports:
         typer.echo(f"{stage.name}: {stage.steps:,} steps in {stage.seconds:,.1f} s {_facts(stage.facts)}".rstrip())
@@ -146,12 +150,17 @@ def evaluate(
         )
     for method, values in faithfulness.items():
         typer.echo(f"{method}: {_told({name: value for name, value in values.items() if value is not None})}")
-    for name in METRICS:
-        typer.echo(_told({key: value for key, value in found.metrics.items() if key.startswith(f"{name}@")}))
-    figures = _told(_main_figures(found.metrics))
+    metrics, sampled = without_sampled(found.metrics), sampled_only(found.metrics)
+    for told, values in (("", metrics), ("sampled: ", sampled)):
+        for name in METRICS:
+            if named := {key: value for key, value in values.items() if key.startswith(f"{name}@")}:
+                typer.echo(told + _told(named))
     if found.metrics_of_known is not None:
-        typer.echo(f"from their learned vectors: {_told(_main_figures(found.metrics_of_known))}")
-    typer.echo(f"{manifest.version} on {found.num_users:,} users ({split}): {figures}")
+        known = found.metrics_of_known
+        typer.echo(f"from their learned vectors: {_told(_main_figures(without_sampled(known)))}")
+        if sampled:
+            typer.echo(f"from their learned vectors, sampled: {_told(_main_figures(sampled_only(known)))}")
+    typer.echo(f"{manifest.version} on {found.num_users:,} users ({split}): {_told(_main_figures(metrics))}")
 
 
 @app.command()
@@ -159,7 +168,7 @@ def baselines(
     *,
     data: DataOption,
     split: Annotated[
-        Literal["auto", "users", "interactions", "column"], typer.Option(help="Which split, as `split.kind` in a run.")
+        SplitKind, typer.Option(help="Which split, as `split.kind` in a run; of five folds the first is the test.")
     ] = "auto",
     seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Of the split, as in `run`.")] = "0",
     json_file: JsonOption = None,

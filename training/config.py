@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from index.metrics import METRICS
 from training.data.batches import PairsConfig
+from training.data.candidates import SampledConfig, is_sampled
 from training.data.conditioning import ConditioningConfig
 from training.data.negatives import FullSoftmaxConfig, NegativesConfig
 from training.data.split import SplitConfig
@@ -34,7 +35,17 @@ MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@
 SearchValue = bool | int | float | str
 SearchSpace = dict[str, Annotated[tuple[SearchValue, ...], Field(min_length=1)]]
 
-_NOT_SEARCHED = ("name", "seed", "search", "model.kind", "split", "eval.cutoffs", "eval.monitor", "eval.seen")
+_NOT_SEARCHED = (
+    "name",
+    "seed",
+    "search",
+    "model.kind",
+    "split",
+    "eval.cutoffs",
+    "eval.monitor",
+    "eval.seen",
+    "eval.sampled",
+)
 """What a run is called and judged by: the same for all runs that are compared."""
 
 
@@ -93,6 +104,22 @@ class EvalConfig(Settings):
     every_epochs: float = Field(1.0, gt=0, description="Epochs between validations.")
     patience: int = Field(5, ge=1, description="Validations without a better monitor before training stops.")
     seen: Literal["mask", "keep"] = Field("mask", description="Whether items of the history may be recommended again.")
+    sampled: SampledConfig | None = Field(
+        None, description="Rank targets among drawn candidates too, to compare with tables of papers. Unset: not."
+    )
+
+    @field_validator("monitor", mode="before")
+    @classmethod
+    def _monitor_is_of_the_whole_catalogue(cls, monitor: object) -> object:
+        if isinstance(monitor, str) and is_sampled(monitor):
+            raise ValueError(f"{monitor!r} is of a sample: what is selected is selected on the whole catalogue")
+        return monitor
+
+    @model_validator(mode="after")
+    def _cutoffs_are_within_the_sample(self) -> Self:
+        if self.sampled is not None and self.sampled.n < max(self.cutoffs):
+            raise ValueError(f"sampled.n = {self.sampled.n} is less than the cut-off {max(self.cutoffs)}")
+        return self
 
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> Self:

@@ -1,9 +1,13 @@
 """Ranking the whole catalogue for held-out users, in pieces of bounded memory.
 
-Legend: `B` users, `N` items, `Q` queries, `D` width, `H` history row, `L` history length, `K` length of the ranked
-list.
+Where the held-out users come with drawn candidates, their targets are ranked among these too, from the same scores;
+such figures have names of their own (`training.data.candidates`).
+
+Legend: `B` users, `N` items, `C` candidates, `Q` queries, `D` width, `H` history row, `L` history length, `K` length of
+the ranked list.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index.features import pad_history
-from index.metrics import METRICS, per_user
+from index.metrics import per_user
+from training.data.candidates import NO_CANDIDATE
 from training.data.catalogue import Catalogue
 from training.data.split import HeldOut, Seen
 from training.models import ServableModel
@@ -26,7 +31,8 @@ ScoreUsers = Callable[[slice], Tensor]
 """Scores `[B, N]` of a piece of the held-out users against the whole catalogue; may be overwritten."""
 
 Judged = Mapping[str, NDArray[np.float64]]
-"""Metrics by name such as `recall@20`, each with one value per held-out user `[B]`, in their order."""
+"""Metrics by name such as `recall@20` or `recall@20_of_1000`, each with one value per held-out user `[B]`, in their
+order."""
 
 
 def evaluate_model(
@@ -90,19 +96,43 @@ def judge_scores(
     score: ScoreUsers, users: HeldOut, *, num_items: int, cutoffs: Sequence[int], seen: Seen = "mask"
 ) -> Judged:
     """Return what `evaluate_scores` takes the means of."""
-    depth = min(max(cutoffs), num_items)
-    collected: dict[str, list[NDArray[np.float64]]] = {f"{name}@{k}": [] for k in cutoffs for name in METRICS}
+    collected: defaultdict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for piece in pieces(len(users), num_items=num_items):
-        scores_BN = score(piece)
+        scores_BN, targets_BT = score(piece), users.targets_BT[piece]
         if seen == "mask":
             mask_seen(scores_BN, users.histories[piece])
-        top = torch.topk(scores_BN, depth, dim=-1)
-        ranked_BK = torch.where(torch.isneginf(top.values), -1, top.indices).cpu().numpy()
-        ranked_BK = np.pad(ranked_BK, ((0, 0), (0, max(cutoffs) - depth)), constant_values=-1)
-        for k in cutoffs:
-            for name, values_B in per_user(ranked_BK, users.targets_BT[piece], k=k).items():
-                collected[f"{name}@{k}"].append(values_B)
+        for name, values_B in _at_cutoffs(_ranked(scores_BN, k=max(cutoffs)), targets_BT, cutoffs):
+            collected[name].append(values_B)
+        if users.candidates is None:
+            continue
+        ranked_BK = _ranked_among(scores_BN, users.candidates.rows_BC[piece], k=max(cutoffs))
+        for name, values_B in _at_cutoffs(ranked_BK, targets_BT, cutoffs):
+            collected[users.candidates.config.named(name)].append(values_B)
     return {name: np.concatenate(values) for name, values in collected.items()}
+
+
+def _at_cutoffs(
+    ranked_BK: NDArray[np.int64], targets_BT: NDArray[np.int64], cutoffs: Sequence[int]
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    for k in cutoffs:
+        for name, values_B in per_user(ranked_BK, targets_BT, k=k).items():
+            yield f"{name}@{k}", values_B
+
+
+def _ranked(scores_BN: Tensor, *, k: int) -> NDArray[np.int64]:
+    """Return the places of the k best, filled with -1 where there are no more scores above minus infinity."""
+    depth = min(k, scores_BN.shape[1])
+    top = torch.topk(scores_BN, depth, dim=-1)
+    ranked_BK = torch.where(torch.isneginf(top.values), -1, top.indices).cpu().numpy()
+    return np.pad(ranked_BK, ((0, 0), (0, k - depth)), constant_values=-1)
+
+
+def _ranked_among(scores_BN: Tensor, rows_BC: NDArray[np.int32], *, k: int) -> NDArray[np.int64]:
+    """Return the rows of the k best of some candidates, filled with -1."""
+    candidates_BC = torch.from_numpy(rows_BC.astype(np.int64)).to(scores_BN.device)
+    scores_BC = scores_BN.gather(1, candidates_BC.clamp_min(0))
+    places_BK = _ranked(scores_BC.masked_fill(candidates_BC == NO_CANDIDATE, -torch.inf), k=k)
+    return np.where(places_BK < 0, -1, np.take_along_axis(rows_BC, np.maximum(places_BK, 0), axis=1))
 
 
 def means(judged: Judged) -> dict[str, float]:

@@ -164,10 +164,12 @@ def evaluate_bundle(
 
 def _users(bundle: Bundle, dataset: Dataset, interactions: Interactions, config: RunConfig, which: Which) -> HeldOut:
     if which == "all":
-        return all_users(interactions, seen=config.eval.seen)
+        return all_users(interactions, seen=config.eval.seen).with_candidates(config.eval.sampled, interactions)
     if dataset.fingerprint() != bundle.manifest.data_fingerprint:
         raise ValueError(
             f"{dataset.path}: is not the folder that the bundle was trained on ({bundle.manifest.dataset_name}), so "
             "its test users are unknown here; --split all judges it on every user of this folder"
         )
-    return make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen).test
+    evaluation = config.eval
+    split = make_split(interactions, config.split, seed=config.seed, seen=evaluation.seen, sampled=evaluation.sampled)
+    return split.test

@@ -163,7 +163,9 @@ class _Parts:
     @classmethod
     def make(cls, config: ContentRun, dataset: Dataset, *, device: torch.device) -> "_Parts":
         interactions = read_interactions(dataset)
-        split = make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen)
+        split = make_split(
+            interactions, config.split, seed=config.seed, seen=config.eval.seen, sampled=config.eval.sampled
+        )
         catalogue = Catalogue(dataset, device=device)
         prepare(catalogue, config.conditioning, config.features, seed=config.seed)
         with torch.random.fork_rng(devices=[]):

@@ -66,6 +66,8 @@ def test_a_target_that_is_there_fails_with_its_reason(tmp_path):
         ["import", "tables", ".", "data", "--features", "Sound!=x.npy"],
         ["import", "tables", ".", "data", "--images", "nowhere"],
         ["import", "tables", ".", "data", "--image-model", "nowhere.onnx"],
+        ["mask", "source", "data"],
+        ["mask", "source", "data", "--share", "1.1"],
         ["validate"],
         ["unknown"],
     ],
@@ -125,6 +127,22 @@ def test_a_failed_import_says_why_and_leaves_nothing(tmp_path):
     assert result.exit_code == 1
     assert "error: ratings.csv, line 42: In CSV column #2" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["ml"]
+
+
+def test_mask_makes_a_valid_copy_and_ends_with_one_line(tmp_path):
+    source = toy.make_dataset(tmp_path / "toy", num_users=12, num_items=30)
+    result = run("mask", source, tmp_path / "less", "--share", 0.5, "--modality", "text", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"masked {tmp_path / 'less'}: 12 users, 30 items, ")
+    assert len(result.stdout.splitlines()) == 1
+    assert run("validate", tmp_path / "less").exit_code == 0
+    again = run("mask", source, tmp_path / "less", "--share", 0.5)
+    assert again.exit_code == 1
+    assert "less is there already" in again.stderr
+    strange = run("mask", source, tmp_path / "other", "--share", 0.5, "--modality", "smell")
+    assert strange.exit_code == 1
+    assert "no modality 'smell'; it has visual, text, category" in strange.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["less", "toy"]
 
 
 def test_validate_tells_all_problems_and_fails(tmp_path):

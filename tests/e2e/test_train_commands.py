@@ -1,6 +1,7 @@
 """`prismrec-train run`, `evaluate` and `baselines` as people call them: exit codes, last lines, files, Ctrl-C."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,23 @@ batch_size = 64
 epochs = 100000
 [export]
 faithfulness_users = 2
+"""
+
+SAMPLED = """
+name = "sampled"
+[model]
+kind = "{kind}"
+dim = 8
+history_length = 10
+[split]
+kind = "folds"
+[optim]
+epochs = 20
+lr = 3e-2
+[eval.sampled]
+n = 50
+[export]
+faithfulness_users = 1
 """
 
 
@@ -64,6 +82,44 @@ def test_a_bundle_is_judged_on_every_user_of_a_folder_that_it_never_saw(trained,
     result = call(*arguments, "--split", "all", "--explained-users", "1", "--json", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "report.json").read_text())["num_users"] == 40
+
+
+@pytest.mark.parametrize("kind", ["base", "bpr_plus"])
+def test_figures_of_a_sample_are_told_and_kept_beside_those_of_the_whole_catalogue(kind, toy_dataset, tmp_path):
+    config, store = tmp_path / "sampled.toml", tmp_path / "store"
+    config.write_text(SAMPLED.format(kind=kind))
+    made = call("run", config, "--data", toy_dataset, "--store", store)
+    assert made.exit_code == 0, made.output
+    version = made.stdout.split()[-1]
+    _, manifest = ArtifactStore(store).open_bundle(version)
+    sampled = {name: value for name, value in manifest.metrics.items() if name.endswith("_of_50")}
+    assert len(sampled) * 2 == len(manifest.metrics)
+    assert sampled["recall@20_of_50"] >= manifest.metrics["recall@20"] > 0.5
+    lines = made.stdout.splitlines()
+    assert any(
+        re.match(r"test: recall@20 [\d.]+, ndcg@20 [\d.]+, recall@50 [\d.]+, ndcg@50 [\d.]+$", line) for line in lines
+    )
+    assert any(line.startswith(f"test, sampled: recall@20_of_50 {sampled['recall@20_of_50']:.4f}, ") for line in lines)
+
+    arguments = (
+        "evaluate",
+        "--store",
+        store,
+        "--bundle",
+        version,
+        "--data",
+        toy_dataset,
+        "--json",
+        tmp_path / "r.json",
+    )
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "r.json").read_text())
+    ours = found["metrics_of_known"] or found["metrics"]  # the manifest has known users by their learned vectors
+    assert ours == pytest.approx(manifest.metrics, abs=1e-6)
+    told = f"sampled: recall@20_of_50 {found['metrics']['recall@20_of_50']:.4f}, recall@50_of_50 1.0000"
+    assert told in result.stdout.splitlines()
+    assert "_of_50" not in result.stdout.splitlines()[-1]
 
 
 def test_a_bundle_that_is_not_there_is_an_error(trained):

@@ -14,6 +14,7 @@ from training.compare.records import USERS, Records, RunRecord
 from training.compare.tournament import Standing
 from training.compare.workers import num_cores
 from training.config import AnyRun, SearchValue
+from training.data.candidates import SampledConfig
 
 
 class Figure(OnDisk):
@@ -85,6 +86,7 @@ class Leaderboard(OnDisk):
     seen: str
     monitor: str
     cutoffs: list[int]
+    sampled: SampledConfig | None = Field(None, description="How candidates of sampled figures were drawn, if any.")
     seeds: list[int]
     num_trials: int
     num_test_users: list[int] = Field(description="By seed.")
@@ -141,6 +143,7 @@ def make_leaderboard(
         seen=config.eval.seen,
         monitor=monitor,
         cutoffs=list(config.eval.cutoffs),
+        sampled=config.eval.sampled,
         seeds=list(seeds),
         num_trials=num_trials,
         num_test_users=[_num_users(seed, runs, records) for seed in seeds],

@@ -13,16 +13,26 @@ def to_markdown(board: Leaderboard) -> str:
     lines = [
         f"# {board.data}: {len(board.models)} models by {_titled(board.monitor)}",
         "",
-        f"- Test users: {_users(board)}. Split: {board.split['kind']}. Seen items: {board.seen}.",
-        f"- At most {board.num_trials} trials of each model, judged on validation with seed {board.seeds[0]}.",
-        f"- The best one, with the seeds {', '.join(map(str, board.seeds))}, on test{means}. NDCG is the standard one.",
+        f"- Test users: {_users(board)}. Split: {_split(board)}. Seen items: {board.seen}.",
+        f"- Settings: each model's best of at most {board.num_trials} trials on validation, seed {board.seeds[0]}.",
+        f"- Figures: of test users, trained with the seeds {', '.join(map(str, board.seeds))}{means}.",
+        "",
+        "## Ranking",
+        "",
+        f"In the whole catalogue, best {_titled(board.monitor)} first. NDCG is the standard one.",
+        *(["*From history*: users read as those are whom the model has not learned."] if _has_history(board) else []),
         "",
         *_ranking(board),
+        *_sampled(board),
         "",
-        f"Differences of {_titled(board.monitor)}, by a paired bootstrap of {board.resamples:,} resamples of users,",
-        "averaged over seeds. p is two-sided, and not corrected for the number of comparisons.",
+        "## Differences",
+        "",
+        f"Of {_titled(board.monitor)}, relative to the other model's, by a paired bootstrap of {board.resamples:,}",
+        "resamples of users, averaged over seeds. p is two-sided, and not corrected for the number of comparisons.",
         "",
         *_differences(board.models),
+        "",
+        "## Cost",
         "",
         f"Seconds on {board.cores} cores, with validations; threads of a run: {', '.join(map(str, board.threads))}.",
         "An epoch is one pass over the training pairs.",
@@ -35,13 +45,13 @@ def to_markdown(board: Leaderboard) -> str:
         failed = [trial.failed for trial in one.trials if trial.failed is not None]
         if failed:
             notes.append(f"- {one.name}: {len(failed)} of {len(one.trials)} trials failed: {_listed(failed)}")
-    return "\n".join([*lines, *(["", "Failed:", "", *notes] if notes else [])]) + "\n"
+    return "\n".join([*lines, *(["", "## Failed", "", *notes] if notes else [])]) + "\n"
 
 
 def _ranking(board: Leaderboard) -> list[str]:
     shown = [f"{metric}@{k}" for metric in _METRICS for k in board.cutoffs]
     recalls = [f"recall@{k}" for k in board.cutoffs]
-    has_history = any(one.test_from_history for one in board.models)
+    has_history = _has_history(board)
     head = ["model", *map(_titled, shown)]
     head += [f"{_titled(name)} from history" for name in recalls] if has_history else []
     rows = []
@@ -51,6 +61,32 @@ def _ranking(board: Leaderboard) -> list[str]:
             row += [_figure((one.test_from_history or {}).get(name)) for name in recalls]
         rows.append(row)
     return _table(head, rows)
+
+
+def _sampled(board: Leaderboard) -> list[str]:
+    """Return the figures among drawn candidates in a table of their own, if there are any."""
+    if board.sampled is None:
+        return []
+    n = board.sampled.n
+    among = f"among {n:,} items in all" if board.sampled.rule == "total" else f"against {n:,} others"
+    metrics = {"recall": "Recall", "ndcg": "NDCG", "ndcg_untruncated": "NDCG untruncated"}
+    named = {
+        board.sampled.named(f"{metric}@{k}"): board.sampled.named(f"{title}@{k}").replace("_", " ")
+        for metric, title in metrics.items()
+        for k in board.cutoffs
+    }
+    return [
+        "",
+        "## Sampled",
+        "",
+        f"A user's targets {among}, at random of what the user never had. These figures can be held against tables of",
+        "papers that do so and against nothing else; models are ranked, chosen and compared by the whole catalogue.",
+        "",
+        *_table(
+            ["model", *named.values()],
+            [[one.name, *(_figure(one.test.get(name)) for name in named)] for one in board.models],
+        ),
+    ]
 
 
 def _differences(models: Sequence[ModelResult]) -> list[str]:
@@ -63,7 +99,7 @@ def _differences(models: Sequence[ModelResult]) -> list[str]:
 def _difference(found: Against) -> list[str]:
     if found.relative is None or found.relative_interval is None:
         low, high = found.interval
-        return [f"{found.difference:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{found.p:.4f}"]
+        return [f"{found.difference:+.4f} absolute", f"{low:+.4f} to {high:+.4f}", f"{found.p:.4f}"]
     low, high = found.relative_interval
     return [f"{found.relative:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{found.p:.4f}"]
 
@@ -99,6 +135,16 @@ def _figure(figure: Figure | None) -> str:
 def _titled(metric: str) -> str:
     name, _, cutoff = metric.partition("@")
     return f"{_METRICS.get(name, name)}@{cutoff}"
+
+
+def _has_history(board: Leaderboard) -> bool:
+    return any(one.test_from_history for one in board.models)
+
+
+def _split(board: Leaderboard) -> str:
+    if board.split["kind"] != "folds":
+        return str(board.split["kind"])
+    return f"fold {board.split['fold']} of {board.split['folds']}"
 
 
 def _users(board: Leaderboard) -> str:

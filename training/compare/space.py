@@ -14,7 +14,7 @@ _MAX_GRID = 1_000_000
 
 Settings = Mapping[str, SearchValue]
 
-_SHARED = ("split", "eval.cutoffs", "eval.seen", "eval.monitor")
+_SHARED = ("split", "eval.cutoffs", "eval.seen", "eval.monitor", "eval.sampled")
 """Fields that decide which users and which figures runs are judged by."""
 
 

@@ -1,4 +1,4 @@
-"""`prismrec-train data`: make, import and validate dataset folders."""
+"""`prismrec-train data`: make, import, mask and validate dataset folders."""
 
 import re
 from collections.abc import Iterator
@@ -21,8 +21,9 @@ from training.data.importers import mind, movielens, tables
 from training.data.importers.items import FeatureFile, FeatureOptions
 from training.data.importers.sources import SourceError
 from training.data.importers.tables import TimeUnit
+from training.data.mask import mask_dataset
 
-app = typer.Typer(no_args_is_help=True, help="Make, import and validate dataset folders.")
+app = typer.Typer(no_args_is_help=True, help="Make, import, mask and validate dataset folders.")
 
 _DEFAULTS = GeneratorConfig()
 
@@ -110,6 +111,26 @@ def import_(
                 )
             dataset = writer.publish(on_progress=on_progress)
     typer.echo(f"imported {_described(dataset)}")
+
+
+@app.command()
+def mask(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A dataset folder; it stays as it is.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; it must not exist yet.")],
+    *,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the items that have a modality, how many lose it.")],
+    modalities: Annotated[
+        list[str] | None,
+        typer.Option("--modality", metavar="NAME", help="Mask this one alone; may be given several times."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="What is masked at a share is masked at a larger one, too.")] = 0,
+) -> None:
+    """Copy a dataset folder with a share of what items have of each modality marked absent."""
+    with _failing_cleanly(), reporting() as on_progress:
+        dataset = mask_dataset(
+            Dataset.open(source), folder, share=share, modalities=modalities, seed=seed, on_progress=on_progress
+        )
+    typer.echo(f"masked {_described(dataset)}")
 
 
 @app.command()

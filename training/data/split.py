@@ -1,16 +1,17 @@
 """Who trains and who is held out, and what of a held-out user is history and what is target.
 
-Legend: `U` users, `B` held-out users, `L` history length, `T` longest target list.
+Legend: `U` users, `E` interactions, `F` folds, `B` held-out users, `L` history length, `T` longest target list.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from index.metrics import pad_targets
+from training.data.candidates import Candidates, SampledConfig, draw_candidates
 from training.data.interactions import TEST, TRAIN, VALID, Interactions
 from training.settings import Settings
 
@@ -22,17 +23,34 @@ HISTORY_SHARE = 0.8
 
 Seen = Literal["mask", "keep"]
 
+SplitKind = Literal["auto", "users", "interactions", "folds", "column"]
+
 
 class SplitConfig(Settings):
     """Which split, and by which seed."""
 
-    kind: Literal["auto", "users", "interactions", "column"] = Field(
+    kind: SplitKind = Field(
         "auto",
         description="users: 8:1:1 at random, so test users are new to the model. interactions: those of each user "
-        "8:1:1 at random. column: the data set's own split of interactions. auto: column where the data set has one, "
-        "else users.",
+        "8:1:1 at random. folds: those of each user in folds of one size, of which one is the test, the next one "
+        "validation and the others train: 3:1:1 of five. column: the data set's own split of interactions. auto: "
+        "column where the data set has one, else users.",
     )
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of a random split; unset: the run's seed.")
+    folds: int = Field(5, ge=3, le=100, description="How many folds there are with `kind = folds`.")
+    fold: int = Field(0, ge=0, description="Which of them is the test, from 0; the one after it is validation.")
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is none of {self.folds} folds, which are counted from 0")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, whole: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave folds out where there are none: a run is named by what it does."""
+        values: dict[str, object] = whole(self)
+        return values if self.kind == "folds" else {k: v for k, v in values.items() if k not in ("folds", "fold")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +62,24 @@ class HeldOut:
     """Per user all items before the targets, oldest first; may be empty."""
     targets_BT: NDArray[np.int64]
     """As `index.metrics` takes them."""
+    candidates: Candidates | None = None
+    """What the targets are ranked among once more, after the whole catalogue."""
 
     def __len__(self) -> int:
         """Return B."""
         return len(self.users_B)
+
+    def with_candidates(self, sampled: SampledConfig | None, interactions: Interactions) -> "HeldOut":
+        """Return the same with candidates drawn for each user, if any are asked for.
+
+        Args:
+            sampled: How.
+            interactions: All that users have, in whatever part: none of it is drawn.
+        """
+        if sampled is None:
+            return self
+        drawn = draw_candidates(sampled, interactions, self.users_B, self.targets_BT)
+        return replace(self, candidates=drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +93,26 @@ class Split:
     test: HeldOut
 
 
-def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, seen: Seen = "mask") -> Split:
-    """Split by users, by each user's interactions, or by the data set's own column.
+def make_split(
+    interactions: Interactions,
+    config: SplitConfig,
+    *,
+    seed: int,
+    seen: Seen = "mask",
+    sampled: SampledConfig | None = None,
+) -> Split:
+    """Split by users, by each user's interactions in one of two ways, or by the data set's own column.
 
     Args:
         interactions: Everything.
         config: Which.
         seed: The run's, for a random split whose own seed is unset.
         seen: `mask` removes targets that are in the history too: no list that masks seen items could hold them.
+        sampled: Candidates that targets are ranked among beside the whole catalogue; None: no such.
 
     Raises:
-        ValueError: The column is asked for and missing, or nothing is left to learn from or to validate on.
+        ValueError: The column is asked for and missing, nothing is left to learn from or to validate on, or there are
+            no more items than candidates.
     """
     kind = config.kind
     if kind == "auto":
@@ -83,13 +124,20 @@ def make_split(interactions: Interactions, config: SplitConfig, *, seed: int, se
         split = _interaction_split(interactions, interactions.split_E, seen=seen)
     elif kind == "interactions":
         split = _interaction_split(interactions, interaction_groups(interactions.lengths, seed=seed), seen=seen)
+    elif kind == "folds":
+        fold_E = interaction_folds(interactions.lengths, num=config.folds, seed=seed)
+        split = _interaction_split(interactions, fold_groups(fold_E, test=config.fold, num=config.folds), seen=seen)
     else:
         split = _user_split(interactions, seed=seed, seen=seen)
     if not np.any(split.train.lengths[split.train_users] >= 2):
         raise ValueError("no user to train on has two interactions: nothing can be learned from such data")
     if len(split.valid) == 0:
         raise ValueError(f"none of {interactions.num_users} users is left for validation: the data set is too small")
-    return split
+    return replace(
+        split,
+        valid=split.valid.with_candidates(sampled, interactions),
+        test=split.test.with_candidates(sampled, interactions),
+    )
 
 
 def user_groups(num_users: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -107,12 +155,8 @@ def interaction_groups(length_U: NDArray[np.int64], *, seed: int) -> NDArray[np.
     the whole are right for short histories too.
     """
     rng = np.random.default_rng(seed)
-    num_users, num_interactions = len(length_U), int(length_U.sum())
-    user_E = np.repeat(np.arange(num_users), length_U)
-    rank_E = np.empty(num_interactions, np.int64)
-    # Sorted by (user, chance), the place within the user is a random rank.
-    rank_E[np.lexsort((rng.random(num_interactions), user_E))] = np.arange(num_interactions)
-    rank_E -= np.repeat(np.cumsum(length_U) - length_U, length_U)
+    num_users = len(length_U)
+    user_E, rank_E = _random_ranks(length_U, rng)
 
     def share(left_U: NDArray[np.int64]) -> NDArray[np.int64]:
         wanted_U = np.floor(length_U * HELD_OUT_SHARE + rng.random(num_users) + 1e-9).astype(np.int64)
@@ -120,10 +164,44 @@ def interaction_groups(length_U: NDArray[np.int64], *, seed: int) -> NDArray[np.
 
     valid_U = share(np.maximum(length_U - 1, 0))
     test_U = share(np.maximum(length_U - 1 - valid_U, 0))
-    groups_E = np.full(num_interactions, TRAIN, np.int8)
+    groups_E = np.full(len(user_E), TRAIN, np.int8)
     groups_E[rank_E < (valid_U + test_U)[user_E]] = TEST
     groups_E[rank_E < valid_U[user_E]] = VALID
     return groups_E
+
+
+def interaction_folds(length_U: NDArray[np.int64], *, num: int, seed: int) -> NDArray[np.int64]:
+    """Return a fold for each interaction `[E]`: those of a user are dealt to folds whose sizes differ by at most one.
+
+    Which folds get one more is random for each user, so that folds are of one size on the whole. Two interactions of a
+    user never lie in neighbouring folds where there are four or more, so who has two trains on one of them whatever the
+    test; nobody with three or more is without one. A single interaction is tested in its turn, with no history.
+    """
+    rng = np.random.default_rng(seed)
+    user_E, rank_E = _random_ranks(length_U, rng)
+    deal_UF = np.argsort(rng.random((len(length_U), num)), axis=1)
+    if num > 3:
+        pairs = np.flatnonzero(length_U == 2)
+        deal_UF[pairs, 1] = (deal_UF[pairs, 0] + rng.integers(2, num - 1, len(pairs))) % num
+    fold_E: NDArray[np.int64] = deal_UF[user_E, rank_E % num]
+    return fold_E
+
+
+def fold_groups(fold_E: NDArray[np.int64], *, test: int, num: int) -> NDArray[np.int8]:
+    """Return TEST for one fold, VALID for the one after it, the first after the last, and TRAIN for the others."""
+    groups_E = np.full(len(fold_E), TRAIN, np.int8)
+    groups_E[fold_E == test] = TEST
+    groups_E[fold_E == (test + 1) % num] = VALID
+    return groups_E
+
+
+def _random_ranks(length_U: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return each interaction's user, and its place `[E]` in a random order of the user's interactions."""
+    user_E = np.repeat(np.arange(len(length_U)), length_U)
+    rank_E = np.empty(len(user_E), np.int64)
+    # Sorted by (user, chance), the place within the user is a random rank.
+    rank_E[np.lexsort((rng.random(len(user_E)), user_E))] = np.arange(len(user_E))
+    return user_E, rank_E - np.repeat(np.cumsum(length_U) - length_U, length_U)
 
 
 def held_out(interactions: Interactions, users: NDArray[np.int64], *, seen: Seen = "mask") -> HeldOut:

@@ -202,8 +202,10 @@ def encoder_of(model: IdModel) -> DisentangledEncoder:
 
 
 def imputer_items(data: FactorData, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the items that an imputer is fitted on, and those it is judged on: trained, with content."""
-    usable = torch.nonzero((data.degree_I > 0) & data.presence_IM.any(dim=-1)).squeeze(-1).numpy()
+    """Return the items that an imputer is fitted on, and those it is judged on: trained, with content if any has it."""
+    trained_I = data.degree_I > 0
+    usable_I = trained_I & data.presence_IM.any(dim=-1)
+    usable = torch.nonzero(usable_I if usable_I.any() else trained_I).squeeze(-1).numpy()
     shuffled = np.random.default_rng([seed, 7]).permutation(usable)
     count = max(1, round(len(shuffled) * HELD_OUT_ITEMS))
     return torch.from_numpy(np.sort(shuffled[count:])), torch.from_numpy(np.sort(shuffled[:count]))

@@ -194,7 +194,9 @@ class _Run:
     @classmethod
     def make(cls, config: FactorRun, dataset: Dataset) -> "_Run":
         interactions = read_interactions(dataset)
-        split = make_split(interactions, config.split, seed=config.seed, seen=config.eval.seen)
+        split = make_split(
+            interactions, config.split, seed=config.seed, seen=config.eval.seen, sampled=config.eval.sampled
+        )
         train, gate = gate_users(split, seed=config.seed, seen=config.eval.seen)
         catalogue = Catalogue(dataset)
         prepare(catalogue, config.conditioning, config.features, seed=config.seed)

@@ -5,6 +5,7 @@ import pytest
 
 from index.metrics import NO_TARGET
 from tests.unit.training.worlds import interactions
+from training.config import ConfigError, parse_config, to_toml
 from training.data.split import SplitConfig, all_users, held_out, interaction_groups, make_split, user_groups
 
 
@@ -74,6 +75,26 @@ def test_short_histories_keep_something_to_train_on_and_shares_are_right_on_the_
     assert (groups[:50] == 0).all()
     shares = np.bincount(groups[50:], minlength=3) / 9000
     assert shares.tolist() == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+
+
+def test_five_folds_are_three_to_train_on_one_to_validate_and_one_to_test():
+    data = interactions([list(range(20)) for _ in range(40)])
+    folds = [make_split(data, SplitConfig(kind="folds", fold=fold), seed=0) for fold in range(5)]
+    for fold, split in enumerate(folds):
+        assert split.train.lengths.tolist() == [12] * 40
+        assert np.array_equal(split.valid.targets_BT, folds[(fold + 1) % 5].test.targets_BT)
+    tested = np.concatenate([split.test.targets_BT for split in folds], axis=1)
+    assert np.sort(tested, axis=1).tolist() == [list(range(20))] * 40
+
+
+def test_a_run_says_nothing_of_folds_unless_it_has_some():
+    text = '[model]\nkind = "base"\n[split]\nkind = "{}"\nfold = 2\n'
+    assert "fold" not in to_toml(parse_config(text.format("users")))
+    config = parse_config(text.format("folds"))
+    assert "fold = 2" in to_toml(config)
+    assert parse_config(to_toml(config)) == config
+    with pytest.raises(ConfigError, match=r"split: .*fold 5 is none of 5 folds, which are counted from 0"):
+        parse_config(text.format("folds"), ["split.fold=5"])
 
 
 def test_test_users_are_not_among_those_that_train():

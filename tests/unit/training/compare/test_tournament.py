@@ -17,9 +17,10 @@ SPACE = '"optim.lr" = [1e-3, 3e-3, 1e-2]\n"model.negatives" = [1, 4]'
 USERS = np.arange(30)
 
 
-def entrants(*names, search=SPACE, num_trials=4):
+def entrants(*names, search=SPACE, num_trials=4, overrides=()):
     text = '[model]\nkind = "mf_bpr"\n[split]\nkind = "interactions"\n[eval]\ncutoffs = [20]\n[search]\n'
-    return enter([parse_config(text + search, [f"name={name}"]) for name in names], num_trials=num_trials)
+    configs = [parse_config(text + search, [f"name={name}", *overrides]) for name in names]
+    return enter(configs, num_trials=num_trials)
 
 
 class Rehearsal:
@@ -61,8 +62,11 @@ class Rehearsal:
         # The best on validation is the worst on test: nothing may be chosen by that.
         quality = job.config.optim.lr * 10 + (0.05 if job.config.name == "good" else 0) + job.config.seed / 1000
         value_B = np.full(30, 1 - quality)
-        judged = {"test": {"recall@20": value_B, "precision@20": value_B, "ndcg@20": value_B}}
-        metrics = {"valid": {"recall@20": quality}, "test": dict.fromkeys(judged["test"], 1 - quality)}
+        names = ["recall@20", "precision@20", "ndcg@20"]
+        if (sampled := job.config.eval.sampled) is not None:
+            names += [sampled.named(name) for name in ("recall@20", "ndcg@20", "ndcg_untruncated@20")]
+        judged = {"test": dict.fromkeys(names, value_B)}
+        metrics = {"valid": {"recall@20": quality}, "test": dict.fromkeys(names, 1 - quality)}
         record = record.model_copy(update={"metrics": metrics, "seconds": 2.0, "num_parameters": 7})
         if job.is_trial:
             records.keep(record.without_test())
@@ -214,6 +218,31 @@ def test_the_table_shows_what_the_document_holds(play):
     assert "| poor | 0.8990 ± 0.0010 | 0.8990 ± 0.0010 | 0.8990 ± 0.0010 |" in text
     assert "| poor | good | +5.9% | +5.9% to +5.9% | 0.0002 |" in text
     assert json.loads((play.out / "leaderboard.json").read_text())["models"][0]["name"] == "poor"
+
+
+@pytest.mark.parametrize(
+    ("rule", "told", "suffix"),
+    [("total", "among 1,000 items in all", "of 1000"), ("added", "against 1,000 others", "against 1000")],
+)
+def test_figures_of_a_sample_stand_in_a_table_of_their_own(rule, told, suffix, play):
+    board, _ = play(entrants("good", "poor", overrides=[f"eval.sampled.rule={rule}"]), Rehearsal())
+    text = (play.out / "leaderboard.md").read_text()
+    ranking, rest = text.split("\n## Sampled\n\n")
+    assert "_1000" not in text
+    assert "| model | Recall@20 | Precision@20 | NDCG@20 |\n" in ranking
+    assert rest.startswith(f"A user's targets {told}, ")
+    assert f"| model | Recall@20 {suffix} | NDCG@20 {suffix} | NDCG untruncated@20 {suffix} |\n" in rest
+    assert rest.count("| poor | 0.8990 ± 0.0010 | 0.8990 ± 0.0010 | 0.8990 ± 0.0010 |") == 1
+    named = board.sampled.named("recall@20")
+    assert json.loads((play.out / "leaderboard.json").read_text())["models"][0]["test"][named]["mean"] < 0.9
+    plain, _ = play(entrants("good", "poor"), Rehearsal())
+    assert plain.sampled is None
+    assert "## Sampled" not in (play.out / "leaderboard.md").read_text()
+
+
+def test_the_table_says_which_fold_was_tested(play):
+    play(entrants("good", overrides=["split.kind=folds", "split.fold=3"]), Rehearsal())
+    assert "Split: fold 3 of 5." in (play.out / "leaderboard.md").read_text()
 
 
 def test_a_run_that_can_not_be_done_ends_the_comparison_and_keeps_the_rest(play):
