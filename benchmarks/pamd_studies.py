@@ -3,12 +3,15 @@
     python -m benchmarks.pamd_studies models --data DIR --catalogue ml1m --out out/models --jobs 2
     python -m benchmarks.pamd_studies sparsity --data DIR --catalogue tiktok --out out/sparsity --folds 0 --values 0,0.4
 
-`models`: all of them (Table 2). `sparsity`: a share of what items have of each modality is masked (Figure 3b). The
-protocol is the paper's: five folds of each user's interactions, 3:1:1, and targets among 1,000 items in all; its NDCG
-is `ndcg_untruncated`. The same of the whole catalogue stands beside. Settings are those of the shipped configurations;
-as nothing is chosen by these figures, they are of test users. Everything is in `--out`: masked copies, one small JSON
-of each run that has ended, from which the same command goes on, then study.json and, where there is something to draw,
-study.png, which needs `pip install '.[report]'`.
+`models`: all of them (Table 2; VECF without the regions and reviews that it was made for). `parts`: PAMD without one
+of its own (Tables 3 to 5). `epochs`: of pretraining (Figure 3a). `sparsity`: a share of what items have of each
+modality is masked (Figure 3b). `plugged`: other models on pretrained features in place of raw ones (Figure 3c).
+
+The protocol is the paper's: five folds of each user's interactions, 3:1:1, and targets among 1,000 items in all; its
+NDCG is `ndcg_untruncated`. The same of the whole catalogue stands beside. Settings are those of the shipped
+configurations; as nothing is chosen by these figures, they are of test users. Everything is in `--out`: masked copies,
+one small JSON of each run that has ended, from which the same command goes on, then study.json and, where there is
+something to draw, study.png, which needs `pip install '.[report]'`.
 """
 
 import argparse
@@ -57,15 +60,36 @@ class Study:
     values: tuple[SearchValue, ...] = ("",)
 
 
-# Not here: VECF, which needs regions of pictures and reviews.
 MODELS = {
     "BPR": Line("mf-bpr"),
     "BPR++": Line("bpr-plus"),
+    "Corr-AE": Line("corr-ae"),
+    "NeuMF++": Line("neumf"),
+    "NFM++": Line("nfm"),
+    "VECF": Line("vecf"),
     "MMGCN": Line("mmgcn"),
+    "PAMD": Line("pamd"),
+    "PAMD, user query": Line("pamd-user"),
 }
+PARTS = {
+    "PAMD": Line("pamd"),
+    "common alone": Line("pamd", ("model.representations=common",)),
+    "specific alone": Line("pamd", ("model.representations=specific",)),
+    "softplus": Line("pamd", ("model.pretraining.contrast=softplus",)),
+    "without contrast": Line("pamd", ("model.pretraining.contrast=none",)),
+    "encoder's loss alone": Line("pamd", ("model.pretraining.contrast_weight=0",)),
+    "contrast alone": Line("pamd", ("model.pretraining.encoder_weight=0",)),
+    "not pretrained": Line("pamd", ("model.pretraining.epochs=0",)),
+    "ids alone": Line("pamd", ("model.modalities=[]", "model.pretraining.epochs=0")),
+}
+MASKED_LINES = ("BPR++", "NeuMF++", "NFM++", "Corr-AE", "MMGCN", "PAMD")
+PLUGGED = {name: MODELS[name] for name in ("BPR++", "NeuMF++", "NFM++", "MMGCN")} | {"Demure": Line("demure")}
 STUDIES = {
     "models": Study(MODELS),
-    "sparsity": Study({name: MODELS[name] for name in ("BPR++", "MMGCN")}, MASKED, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
+    "parts": Study(PARTS),
+    "epochs": Study({"PAMD": MODELS["PAMD"]}, "model.pretraining.epochs", (0, 25, 50, 100, 200)),
+    "sparsity": Study({name: MODELS[name] for name in MASKED_LINES}, MASKED, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
+    "plugged": Study(PLUGGED, "features.kind", ("raw", "pamd")),
 }
 
 
@@ -92,6 +116,9 @@ def main() -> None:
         if not study.key:
             parser.error(f"--values: {arguments.study} is drawn over nothing")
         study = replace(study, values=tuple(json.loads(f"[{arguments.values}]")))
+    study = configured(study, arguments.catalogue)
+    if not study.lines:
+        parser.error(f"--catalogue: no configuration of these models begins with {arguments.catalogue}-")
     folds = [int(fold) for fold in arguments.folds.split(",")]
     jobs = jobs_of(
         study,
@@ -120,7 +147,7 @@ def jobs_of(
             source = masked_copy(dataset, value, out)
         settings: dict[str, SearchValue] = {study.key: value} if study.key not in ("", MASKED) else {}
         for name, line in study.lines.items():
-            path = CONFIGS / f"{catalogue}-{line.config}.toml"
+            path = config_path(catalogue, line)
             for fold in folds:
                 config = load_config(path, [*PROTOCOL, *line.overrides, f"split.fold={fold}", *overrides])
                 config = with_settings(config, settings)
@@ -128,6 +155,17 @@ def jobs_of(
                 digest = run_digest(config, source)
                 jobs[name, value, fold] = Job(digest, config, told, source.path, out, is_trial=False)
     return jobs
+
+
+def configured(study: Study, catalogue: str) -> Study:
+    """Return the study of those models that are configured for a catalogue: Demure needs histories in time."""
+    lines = {name: line for name, line in study.lines.items() if config_path(catalogue, line).exists()}
+    return replace(study, lines=lines)
+
+
+def config_path(catalogue: str, line: Line) -> Path:
+    """Return where the shipped configuration of a line is."""
+    return CONFIGS / f"{catalogue}-{line.config}.toml"
 
 
 def masked_copy(dataset: Dataset, share: float, out: Path) -> Dataset:
