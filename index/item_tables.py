@@ -93,6 +93,10 @@ class ItemTables:
         for file in self._files:
             file.release()
 
+    def close(self) -> None:
+        """Let go of all files; every later call is an error. What was handed out stays valid."""
+        vars(self).clear()
+
 
 def checked(rows: Sequence[int] | Rows) -> Rows:
     """Return rows as int64. NumPy would take -1, which means unknown, for the last row.

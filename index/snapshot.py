@@ -231,5 +231,8 @@ class IndexSnapshot(ItemTables):
         return allowed if isinstance(allowed, Selection) else self._postings.known(allowed)
 
     def close(self) -> None:
-        """Let go of all files; every later call is an error. What was handed out stays valid."""
-        vars(self).clear()
+        """Let go of all files, those of the ranker among them."""
+        ranker: ItemTables | None = vars(self).get("ranker")  # none is left when it was closed already
+        if ranker is not None:
+            ranker.close()
+        super().close()

@@ -1,7 +1,9 @@
 """Re-ranking with a real ranker's bundle: against its model in NumPy, over hot swaps, and when its files are spoilt."""
 
 import asyncio
+import gc
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -219,6 +221,21 @@ async def test_swaps_between_snapshots_with_and_without_a_ranker_mix_nothing(ver
                 await service.reloader.check()
             stop = True
         assert served == {versions.plain, versions.ranked}
+
+
+def test_a_closed_version_lets_go_of_the_rankers_files(versions):
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(f"{versions.store.root}/versions")
+
+    before = mapped()
+    servable = load_servable(versions.store, versions.ranked)
+    assert mapped() > before
+    servable.release()
+    with pytest.raises(AttributeError):
+        servable.ranker.history(ROWS)
+    del servable
+    gc.collect()
+    assert mapped() == before
 
 
 def _other_scores(versions: Versions, bundle) -> None:

@@ -117,8 +117,8 @@ def test_what_a_manifest_says_survives_the_disk():
     assert BundleManifest.model_validate_json(whole.model_dump_json()) == whole
 
 
-def test_a_snapshot_of_before_there_were_parts_is_one_of_modalities_alone():
-    document = {
+def snapshot():
+    return {
         "schema_version": 1,
         "kind": "snapshot",
         "version": "snapshot-1",
@@ -140,7 +140,55 @@ def test_a_snapshot_of_before_there_were_parts_is_one_of_modalities_alone():
         "num_encoded": 3,
         "files": [],
     }
+
+
+def test_a_snapshot_of_before_there_were_parts_is_one_of_modalities_alone():
+    document = snapshot()
     old = SnapshotManifest.model_validate_json(json.dumps(document))
-    assert (old.part_names, old.scorer) == (("visual", "text"), "max")
+    assert (old.part_names, old.scorer, old.ranker, old.encoded) == (("visual", "text"), "max", None, (old,))
     with pytest.raises(ValidationError, match="parts"):
         SnapshotManifest.model_validate(document | {"parts": ["visual", "id"]})
+
+
+def test_a_snapshots_ranker_reads_the_same_modalities_in_whatever_order():
+    tables = {
+        "bundle_version": "bundle-2",
+        "bundle_sha256": "1" * 64,
+        "dim": 4,
+        "history_dim": 4,
+        "state_dim": 6,
+        "history_is_candidate": True,
+        "modalities": MODALITIES[::-1],
+        "parts": ["text", "visual", "id"],
+        "num_encoded": 3,
+    }
+    whole = SnapshotManifest.model_validate_json(json.dumps(snapshot() | {"ranker": tables}))
+    assert SnapshotManifest.model_validate_json(whole.model_dump_json()) == whole
+    assert [one.bundle_version for one in whole.encoded] == ["bundle-1", "bundle-2"]
+    assert whole.ranker.part_names == ("text", "visual", "id")
+    for wrong in (MODALITIES[:1], [MODALITIES[0], {"name": "text", "dim": 5}]):
+        with pytest.raises(ValidationError, match=r"ranker.modalities: not those of the snapshot"):
+            SnapshotManifest.model_validate(snapshot() | {"ranker": tables | {"modalities": wrong, "parts": []}})
+    with pytest.raises(ValidationError, match=r"ranker\s+Value error, parts: .* do not start with the modalities"):
+        SnapshotManifest.model_validate(snapshot() | {"ranker": tables | {"parts": ["id"]}})
+
+
+def ranker(**changes):
+    graphs = {name: {"file": f"{name}.onnx", "inputs": [], "outputs": []} for name in ("user_encoder", "ranker")}
+    return bundle(**{"scorer": "ranker", "graphs": graphs, "explanation_methods": ["shapley"], **changes})
+
+
+def test_a_ranker_is_one_by_its_scorer_and_its_graph():
+    assert ranker().is_ranker
+    assert (ranker().width_of_queries, ranker(query_dim=3).width_of_queries) == (8, 3)
+    users = {"ids": "users/ids.arrow", "queries": "users/queries.npy", "num_users": 7}
+    assert ranker(known_users=users, state_dim=2).known_users, "its states need not be parts of its vectors"
+    for changes, message in (
+        ({"graphs": {}}, "scorer: is ranker, but the graphs are"),
+        ({"scorer": "max"}, "scorer: is max, but the graphs are"),
+        ({"explanation_methods": ["shapley", "decomposition"]}, "explanation_methods: decomposition needs more"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            ranker(**changes)
+    with pytest.raises(ValidationError, match="query_dim: only a ranker's queries"):
+        bundle(query_dim=3)
