@@ -159,8 +159,8 @@ class RankerModel(LearnedUsers):
         ids_XS = self.ranker.id_state(self.id_numbers(rows_X))
         contents = torch.split(content_XR, self._widths, dim=-1)
         states = [
-            F.linear(content_XR, self.content_weight(m)) if m in self.columns else torch.zeros_like(ids_XS)
-            for m, content_XR in enumerate(contents)
+            F.linear(one_XR, self.content_weight(m)) if m in self.columns else torch.zeros_like(ids_XS)
+            for m, one_XR in enumerate(contents)
         ]
         presence_XM = self.presence_IM if rows_X is None else self.presence_IM[rows_X]
         return torch.stack([*states, ids_XS], dim=1), F.pad(presence_XM, (0, 1), value=True)
