@@ -62,14 +62,14 @@ class PamdFeatures(PretrainedFeatures):
     """Of each modality PAMD's common and specific part, side by side."""
 
     kind: Literal["pamd"] = "pamd"
-    pretraining: DisentanglingConfig = DisentanglingConfig()
+    pretraining: DisentanglingConfig = Field(DisentanglingConfig(), description="What is done with the items first.")
 
 
 class CorrAeFeatures(PretrainedFeatures):
     """Of each modality its code."""
 
     kind: Literal["corr_ae"] = "corr_ae"
-    pretraining: CorrAeConfig = CorrAeConfig()
+    pretraining: CorrAeConfig = Field(CorrAeConfig(), description="What is done with the items first.")
 
 
 FeaturesConfig = Annotated[RawFeatures | PamdFeatures | CorrAeFeatures, Field(discriminator="kind")]
