@@ -31,5 +31,7 @@ class PretrainingStage(Stage):
         """Hand on the encoder, scaled, and tell of the items held out."""
         facts = self._task.facts()
         encoder = self._task.encoder
-        encoder.scale(self._length / self._task.mean_length())
+        length = self._task.mean_length()
+        if length > 0:
+            encoder.scale(self._length / length)
         return {f"pretrained.{name}": value.clone() for name, value in encoder.state_dict().items()}, {**facts}

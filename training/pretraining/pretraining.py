@@ -163,10 +163,11 @@ class Disentangling(Pretraining):
 
     @torch.no_grad()
     def mean_length(self) -> float:
-        """Return the root of the mean squared length of common and specific parts."""
-        parts = self.encoder(*self.of(self._items))
-        squares_BM = (parts.common_BMD.square() + parts.specific_BMD.square()).sum(dim=-1) / 2
-        return float(mean_of(squares_BM, self.of(self._items)[1]).sqrt().clamp_min(1e-12))
+        """Return the root of the mean squared length of common and specific parts; 0 where no item has content."""
+        features, presence_IM = self.of(np.arange(len(self._presence_IM)))
+        parts = self.encoder(features, presence_IM)
+        squares_IM = (parts.common_BMD.square() + parts.specific_BMD.square()).sum(dim=-1) / 2
+        return float(mean_of(squares_IM, presence_IM).sqrt())
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from api_schemas.manifest import Modality
 from training.blocks.disentangled import DisentangledEncoder, attention, chosen
+from training.factors.pretraining_stage import PretrainingStage
 from training.models import FeatureSpec, PamdConfig, PamdUserConfig
 from training.models.pamd import fused
 from training.pretraining.losses import Gaps, encoder_loss, infonce, ordering, squared_gap
@@ -223,6 +225,20 @@ def test_one_modality_alone_has_nothing_to_be_disentangled_from():
     task.run()
     assert task.facts() == {}
     assert task.matrices()[0].shape == (8, 8)
+    assert 0 < task.mean_length() < 10, "items have content, though nothing to be told apart from"
+
+
+def test_of_no_content_nothing_is_learned_and_nothing_grows():
+    vectors, presence = world()
+    task = Disentangling(vectors, torch.zeros_like(presence), DisentanglingConfig(dim=4), seed=0)
+    before = [matrix.clone() for matrix in task.matrices()]
+    stage = PretrainingStage("pretrain", 0, task, length=1.0)
+    assert (stage.total_steps, task.mean_length()) == (0, 0)
+    carry, facts = stage.finish()
+    assert all(torch.isfinite(value).all() for value in carry.values())
+    assert all(np.isfinite(value) for value in facts.values())
+    for one, other in zip(before, task.matrices(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_corr_ae_rebuilds_and_ties():
