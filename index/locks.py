@@ -13,12 +13,16 @@ TEMPORARY = ".tmp-"
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; whoever comes second waits."""
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; whoever comes second waits.
+
+    Raises:
+        BlockingIOError: Another process holds it, and `wait` is False.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

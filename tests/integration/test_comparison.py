@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from index.dataset import Dataset
+from index.locks import exclusive
 from training.cli import app
 from training.compare.one_run import Job, RunError, run_one
 from training.compare.records import USERS, Records
@@ -176,6 +177,15 @@ def test_wrong_usage_ends_with_two_and_makes_nothing(more, message, arguments, t
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_command_in_the_same_folder_is_refused_at_once(arguments, tmp_path):
+    with exclusive(tmp_path / "out" / ".lock"):
+        result = CliRunner().invoke(app, arguments)
+
+    assert result.exit_code == 1
+    assert "another comparison is working in this folder" in result.output
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_unequal_splits_are_refused_by_the_command(arguments, tmp_path):

@@ -1,7 +1,7 @@
 """A whole comparison: from configurations and a data set to a leaderboard in a folder."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from index.artefacts import write_durably
@@ -47,14 +47,15 @@ def compare(
     Raises:
         Stopped: `should_stop` said so.
         RunError: A run could not be done for a reason that is not its own.
-        ValueError: The data can not be split, there are no test users, or a file in the folder is damaged.
+        ValueError: The data can not be split, there are no test users, a file in the folder is damaged, or another
+            comparison works in it.
     """
     config = entrants[0].config
     split = make_split(read_interactions(dataset), config.split, seed=seeds[0], seen=config.eval.seen)
     if len(split.test) == 0:
         raise ValueError("the split has no test users to compare models on")
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out / ".lock"):
+    with _alone_in(out):
         tournament = Tournament(entrants, dataset, seeds=seeds, monitor=config.eval.monitor, out=out)
         if any(standing.to_do for standing in tournament.standings()):
             with workers() as these:
@@ -71,3 +72,14 @@ def compare(
         write_durably(out / markdown, to_markdown(board).encode())
         write_durably(out / document, board.model_dump_json(indent=2).encode() + b"\n")
     return board
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder while the block runs."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(out / ".lock", wait=False))
+        except BlockingIOError:
+            raise ValueError(f"{out}: another comparison is working in this folder") from None
+        yield
