@@ -13,7 +13,9 @@ import structlog
 from fastapi import FastAPI
 
 from index.store import ArtifactStore
-from service.adapters.sqlite_store import SqliteLimits, SqliteStore
+from service.adapters.redis_keys import RedisLimits
+from service.adapters.sqlite_file import SqliteLimits
+from service.adapters.sqlite_store import SqliteStore
 from service.api.access import Access, KeyAccess, LoopbackAccess
 from service.api.app import make_app
 from service.api.keys import KeyRing
@@ -246,17 +248,19 @@ def open_store(url: str, events: EventSettings) -> EventStore:
             Path(url.removeprefix("sqlite:").removeprefix("//")),
             limits=SqliteLimits(
                 max_events_per_subject=events.max_per_subject,
+                max_blocks_per_subject=events.max_blocks,
                 keep_idle_days=events.keep_idle_days,
                 read_timeout_s=events.read_timeout_s,
                 write_timeout_s=events.write_timeout_s,
             ),
         )
-    from service.adapters.redis_store import RedisLimits, RedisStore  # a fifth of the start-up time
+    from service.adapters.redis_store import RedisStore  # a fifth of the start-up time
 
     return RedisStore(
         url,
         limits=RedisLimits(
             max_events_per_subject=events.max_per_subject,
+            max_blocks_per_subject=events.max_blocks,
             keep_idle_days=events.keep_idle_days,
             dedupe_days=events.dedupe_days,
             read_timeout_s=events.read_timeout_s,

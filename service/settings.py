@@ -86,6 +86,9 @@ class EventSettings(_Group):
     max_per_subject: int = Field(
         default=500, ge=1, le=100_000, description="Events kept for a user or session; older ones are dropped."
     )
+    max_blocks: int = Field(
+        default=1_000, ge=1, le=10_000, description="Items that a user can block; one more is refused with 409."
+    )
     keep_idle_days: int = Field(
         default=365, ge=1, le=36_500, description="A user or session without a new event is forgotten after so long."
     )

@@ -4,11 +4,10 @@ import os
 import sqlite3
 from pathlib import Path
 
-SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x50524953  # "PRIS": tells our files from others
 
 # Events lie in the order in which they are read (one subject, newest last), so a history is one run of neighbours.
-_SCHEMA = """
+_EVENTS = """
 CREATE TABLE subjects (
     id INTEGER PRIMARY KEY,
     subject TEXT NOT NULL UNIQUE,
@@ -29,14 +28,30 @@ CREATE TABLE events (
     PRIMARY KEY (subject_id, occurred_us, seq)
 ) STRICT, WITHOUT ROWID;
 """
+_BLOCKS = """
+CREATE TABLE blocks (
+    subject_id INTEGER NOT NULL,
+    item_id TEXT NOT NULL,
+    blocked_us INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, item_id)
+) STRICT, WITHOUT ROWID;
+"""
+_MIGRATIONS = (_EVENTS, _BLOCKS)
+"""What leads from each version to the next; an empty file has version 0. A step that was released never changes."""
+SCHEMA_VERSION = len(_MIGRATIONS)
 
-# One row with two JSON texts: every row that SQLite hands to Python costs a release of the interpreter lock, which a
-# busy event loop is slow to give back.
+SUBJECT_TABLES = ("events", "blocks")
+"""Every table that keeps something of a subject, under its `subject_id`: who is forgotten is gone from all of them."""
+
+# One row with JSON texts: every row that SQLite hands to Python costs a release of the interpreter lock, which a busy
+# event loop is slow to give back.
 READ = """
-SELECT json_group_array(item_id), json_group_array(occurred_us) FROM (
+SELECT json_group_array(item_id), json_group_array(occurred_us), (
+    SELECT json_group_array(item_id) FROM blocks WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?1)
+) FROM (
     SELECT item_id, occurred_us FROM events
-    WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?)
-    ORDER BY occurred_us DESC, seq DESC LIMIT ?
+    WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?1)
+    ORDER BY occurred_us DESC, seq DESC LIMIT ?2
 )
 """
 FIND_SUBJECT = "SELECT id, num_events, next_seq FROM subjects WHERE subject = ?"
@@ -53,8 +68,31 @@ DELETE FROM events WHERE (subject_id, occurred_us, seq) IN (
 )
 """
 FIND_IDLE = "SELECT id FROM subjects WHERE touched_day < ? LIMIT 200"
-FORGET_EVENTS = "DELETE FROM events WHERE subject_id = ?"
-FORGET_SUBJECT = "DELETE FROM subjects WHERE id = ?"
+FORGET_SUBJECT = (
+    *(f"DELETE FROM {table} WHERE subject_id = ?" for table in SUBJECT_TABLES),  # noqa: S608 - names of our own
+    "DELETE FROM subjects WHERE id = ?",
+)
+LIST_EVENTS = """
+SELECT occurred_us, seq, event_id, item_id, type, value, recommendation_id FROM events
+WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?) AND (occurred_us, seq) < (?, ?)
+ORDER BY occurred_us DESC, seq DESC LIMIT ?
+"""
+LIST_BLOCKS = """
+SELECT item_id, blocked_us FROM blocks WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?)
+ORDER BY blocked_us DESC, item_id
+"""
+HAS_BLOCK = "SELECT EXISTS (SELECT 1 FROM blocks WHERE subject_id = ? AND item_id = ?)"
+COUNT_BLOCKS = "SELECT count(*) FROM blocks WHERE subject_id = ?"
+ADD_BLOCK = "INSERT INTO blocks (subject_id, item_id, blocked_us) VALUES (?, ?, ?)"
+REMOVE_BLOCK = "DELETE FROM blocks WHERE subject_id = ? AND item_id = ?"
+COUNT_NEW_BLOCKS = """
+SELECT count(*) FROM blocks WHERE subject_id = ?1 AND item_id NOT IN (SELECT item_id FROM blocks WHERE subject_id = ?2)
+"""
+MOVE_BLOCKS = """
+INSERT INTO blocks (subject_id, item_id, blocked_us) SELECT ?2, item_id, blocked_us FROM blocks WHERE subject_id = ?1
+ON CONFLICT (subject_id, item_id) DO NOTHING
+"""
+MOVE_EVENTS = "UPDATE events SET subject_id = ?2, seq = seq + ?3 WHERE subject_id = ?1"
 
 
 class StoreFileError(ValueError):
@@ -71,17 +109,33 @@ def connect(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
         path.absolute().as_uri() + "?mode=rw", uri=True, timeout=busy_timeout_s, isolation_level=None,
         check_same_thread=False, cached_statements=64,
     )  # fmt: skip
-    # FULL: the write-ahead log is fsynced at every commit, so what is acknowledged survives a loss of power too.
-    for pragma in ("synchronous = FULL", "temp_store = MEMORY", "cache_size = -16384", "journal_size_limit = 67108864"):
+    for pragma in (
+        "synchronous = FULL",  # the log is fsynced at every commit: what is acknowledged survives a loss of power too
+        "secure_delete = ON",  # what is deleted is overwritten
+        "temp_store = MEMORY",
+        "cache_size = -16384",
+        "journal_size_limit = 67108864",
+    ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 
 
+def scrub(connection: sqlite3.Connection) -> None:
+    """Move what is committed from the log into the file and empty the log, which still shows what was deleted.
+
+    Not while somebody reads an older state for longer than a moment: then a later call does it.
+    """
+    (busy_timeout_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 50")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
+
+
 def prepare(path: Path, *, busy_timeout_s: float) -> None:
-    """Make the database where there is none, and check it where there is one. Several processes may do so at once.
+    """Make the database where there is none, and bring an older one up to date. Several processes may do so at once.
 
     Raises:
-        StoreFileError: The folder is missing, the file is no database of ours, or its version is not this one.
+        StoreFileError: The folder is missing, the file is no database of ours, or its version is a later one.
     """
     if not path.parent.is_dir():
         raise StoreFileError(f"{path}: the folder {path.parent} does not exist")
@@ -110,13 +164,14 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if version == 0 and application == 0 and num_tables == 0:
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
+    if application != _APPLICATION_ID and (application, version, num_tables) != (0, 0, 0):
+        raise StoreFileError(f"{path}: is an SQLite database, and not an event store of Prismrec")
+    if version > SCHEMA_VERSION:
+        raise StoreFileError(f"{path}: has schema version {version}, this software reads {SCHEMA_VERSION}")
+    if version < SCHEMA_VERSION:  # in one transaction: whoever comes second finds the work done
+        for migration in _MIGRATIONS[version:]:
+            for statement in migration.split(";"):
+                connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif application != _APPLICATION_ID:
-        raise StoreFileError(f"{path}: is an SQLite database, and not an event store of Prismrec")
-    elif version != SCHEMA_VERSION:
-        raise StoreFileError(f"{path}: has schema version {version}, this software reads {SCHEMA_VERSION}")
     connection.execute("COMMIT")

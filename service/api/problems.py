@@ -33,6 +33,7 @@ FORBIDDEN = ProblemType("forbidden", "Not allowed", 403)
 NOT_FOUND = ProblemType("not-found", "Nothing is there", 404)
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", "The path is there, for another method", 405)
 REQUEST_TIMEOUT = ProblemType("request-timeout", "The body did not arrive in time", 408)
+CONFLICT = ProblemType("conflict", "What is kept does not allow this", 409)
 PAYLOAD_TOO_LARGE = ProblemType("payload-too-large", "The body is too large", 413)
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", "The body must be application/json", 415)
 VALIDATION_ERROR = ProblemType("validation-error", "The request is not valid", 422)
@@ -49,6 +50,7 @@ PROBLEM_TYPES = (
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
     REQUEST_TIMEOUT,
+    CONFLICT,
     PAYLOAD_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     VALIDATION_ERROR,
@@ -63,6 +65,8 @@ PROBLEMS: Mapping[type[core.RecommendError], ProblemType] = {
     core.NotFound: NOT_FOUND,
     core.ItemNotFound: NOT_FOUND,
     core.ModelNotFound: NOT_FOUND,
+    core.Conflict: CONFLICT,
+    core.BlocksFull: CONFLICT,
     core.InvalidQuery: VALIDATION_ERROR,
     core.Overloaded: OVERLOADED,
     core.NoServable: NOT_READY,

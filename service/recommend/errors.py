@@ -4,6 +4,8 @@
   * NotFound
     * ItemNotFound
     * ModelNotFound
+  * Conflict               what is kept does not allow the change
+    * BlocksFull           as many items are blocked as are kept
   * InvalidQuery           what the caller asked can not be answered; names the field
   * Overloaded             too many requests in flight; try again after `retry_after_s`
   * NoServable             no model is loaded (yet)
@@ -36,6 +38,18 @@ class ModelNotFound(NotFound):
     def __init__(self, name: str) -> None:
         super().__init__(f"no model {name!r} answers here")
         self.name = name
+
+
+class Conflict(RecommendError):
+    """What is kept does not allow a change; nothing was changed."""
+
+
+class BlocksFull(Conflict):
+    """A user or session has as many blocks as are kept, and a block is never dropped to make room."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} items at most can be blocked; take a block back first")
+        self.limit = limit
 
 
 class InvalidQuery(RecommendError):

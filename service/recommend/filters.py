@@ -22,7 +22,7 @@ class FinalFilter:
     """What may be shown in one answer."""
 
     blocked: AbstractSet[int] = _NONE
-    """Rows that must not be shown: excluded, seen, or the item itself."""
+    """Rows that must not be shown: excluded, blocked by the user, seen, or the item itself."""
     allowed: Selection | None = None
     """Which rows of the catalogue pass the query's filter; None: all."""
     only: AbstractSet[int] | None = None

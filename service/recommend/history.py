@@ -90,6 +90,7 @@ def resolve(jobs: Sequence[Job], servable: Servable) -> list[Resolved | Exceptio
         item_ids += job.stored.item_ids
         item_ids += [item.item_id for item in job.query.history or ()]
         item_ids += job.query.exclude_item_ids
+        item_ids += job.stored.blocked_item_ids
         item_ids += job.query.candidate_item_ids or ()
         ends.append(len(item_ids))
     rows = servable.rows(item_ids).tolist() if item_ids else []
@@ -107,7 +108,8 @@ def resolve(jobs: Sequence[Job], servable: Servable) -> list[Resolved | Exceptio
 def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
     query = job.query
     inline = query.history or ()
-    num_stored, num_inline, num_excluded = len(job.stored.item_ids), len(inline), len(query.exclude_item_ids)
+    num_stored, num_inline = len(job.stored.item_ids), len(inline)
+    num_excluded = len(query.exclude_item_ids) + len(job.stored.blocked_item_ids)
     past_rows = rows[: num_stored + num_inline]
     excluded_rows = rows[len(past_rows) : len(past_rows) + num_excluded]
     candidate_rows = rows[len(past_rows) + num_excluded :]

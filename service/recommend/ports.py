@@ -2,27 +2,70 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from service.recommend.types import Event, ItemId, Subject
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHistory:
-    """A subject's events, oldest first, one entry an event; both tuples have the same length."""
+    """What a recommendation needs to know of a subject, of one moment: its events and its blocks.
+
+    Events are oldest first, one entry an event; both tuples of them have the same length.
+    """
 
     item_ids: tuple[ItemId, ...] = ()
     occurred_at: tuple[float, ...] = ()
     """Seconds since the epoch, UTC."""
+    blocked_item_ids: tuple[ItemId, ...] = ()
+    """Never to be shown to this subject; in no order."""
+
+
+class EventPlace(NamedTuple):
+    """Where an event stands among its subject's: by time, then by arrival. It never changes."""
+
+    occurred_us: int
+    """Microseconds since the epoch, UTC."""
+    seq: int
+    """Grows with every event that arrives."""
+
+
+NEWEST = EventPlace(2**62, 2**62)
+"""After every event."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """An event and where it stands."""
+
+    event: Event
+    place: EventPlace
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An item that a subject must not be shown."""
+
+    item_id: ItemId
+    blocked_at: float
+    """Seconds since the epoch, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """How much has changed its subject."""
+
+    num_events: int = 0
+    num_blocks: int = 0
 
 
 class HistoryStore(Protocol):
     """Reads what subjects did."""
 
     async def history(self, subject: Subject, *, limit: int) -> StoredHistory:
-        """Return the subject's last `limit` events by `occurred_at`, oldest first; empty for an unknown subject.
+        """Return the subject's last `limit` events by `occurred_at`, and its blocks; empty for an unknown subject.
 
-        Events that were acknowledged before this call are in it (read your writes).
+        What was acknowledged before this call, to whatever process, is in it (read your writes).
 
         Raises:
             StoreUnavailable: The store does not answer in its time limit, or answers with an error.
@@ -41,6 +84,51 @@ class EventSink(Protocol):
         Raises:
             StoreUnavailable: Nothing of this call can be taken as kept; the same call may be repeated safely.
         """
+        ...
+
+
+class UserStore(Protocol):
+    """What a user may do with what is kept of them. What changes is durable, all or nothing, when a call returns.
+
+    Every method raises `StoreUnavailable` when the store does not answer in its time limit, or answers with an error;
+    the same call may then be repeated safely.
+    """
+
+    async def events(self, subject: Subject, *, before: EventPlace = NEWEST, limit: int) -> tuple[KeptEvent, ...]:
+        """Return the latest `limit` events before a place, newest first."""
+        ...
+
+    async def erase(self, subject: Subject) -> None:
+        """Forget all that is kept of a subject, its event ids too; forgetting an unknown one is no error.
+
+        An event that is acknowledged afterwards is the first of a new history, also under an id that was known.
+        """
+        ...
+
+    async def merge(self, source: Subject, *, into: Subject) -> Merged:
+        """Make the events and blocks of one subject another's, and forget the first; nothing when there is none.
+
+        Events keep their time and their id, and what is over the bound is dropped, the oldest first.
+
+        Raises:
+            BlocksFull: There would be more blocks than are kept; nothing was changed.
+        """
+        ...
+
+    async def block(self, subject: Subject, item_id: ItemId, *, at: float) -> None:
+        """Never show an item to a subject again; nothing changes when it is blocked already.
+
+        Raises:
+            BlocksFull: There are as many as are kept.
+        """
+        ...
+
+    async def unblock(self, subject: Subject, item_id: ItemId) -> None:
+        """Take a block back; nothing changes when there is none."""
+        ...
+
+    async def blocks(self, subject: Subject) -> tuple[Block, ...]:
+        """Return all of a subject's blocks, the latest first."""
         ...
 
 

@@ -8,14 +8,13 @@ from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
 from service.recommend.job import Answer, Job
 from service.recommend.rerank import Reranking, rerank
-from service.recommend.types import Query
 from service.runtime.batcher import Batcher
 from service.runtime.turn import TurnBatcher
 
 Y = TypeVar("Y")
 
 HEAVY_IDS = 1_000
-"""A job that names more ids than this goes alone: looking them up would hold up its neighbours."""
+"""A job with more ids to look up than this, blocked ones too, goes alone: it would hold up its neighbours."""
 
 HEAVY_ITEMS = 8
 """So does one that brings the vectors of more items than this to be encoded."""
@@ -83,7 +82,7 @@ class Executor:
             DeadlineExceeded: The job's deadline passed, waiting or computing.
             RecommendError: The job's own failure.
         """
-        if _is_heavy(job.query):
+        if _is_heavy(job):
             return _given(await self.alone(lambda: answer_jobs([job]), deadline=job.deadline))
         if job.servable.answer_cpu_s < self._on_loop_below_s:
             return await self._turns(job)
@@ -97,7 +96,7 @@ class Executor:
             DeadlineExceeded: The re-ranking's deadline passed, or would.
             Exception: What the ranker raised.
         """
-        if _is_heavy(reranking.job.query):
+        if _is_heavy(reranking.job):
             return _given(await self.alone(lambda: rerank([reranking]), deadline=reranking.deadline))
         ranker = reranking.job.servable.ranker
         if ranker is not None and ranker.rerank_cpu_s < self._on_loop_below_s:
@@ -122,8 +121,9 @@ def _given(results: Sequence[Answer | Exception]) -> Answer:
     return result
 
 
-def _is_heavy(query: Query) -> bool:
-    if len(query.candidate_item_ids or ()) + len(query.exclude_item_ids) > HEAVY_IDS:
+def _is_heavy(job: Job) -> bool:
+    query, num_blocked = job.query, len(job.stored.blocked_item_ids)
+    if len(query.candidate_item_ids or ()) + len(query.exclude_item_ids) + num_blocked > HEAVY_IDS:
         return True
     return bool(query.history) and sum(item.modalities is not None for item in query.history or ()) > HEAVY_ITEMS
 

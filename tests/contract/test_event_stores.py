@@ -2,71 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from service.adapters.redis_store import RedisLimits, RedisStore
-from service.adapters.sqlite_store import SqliteLimits, SqliteStore
 from service.recommend.errors import StoreUnavailable
 from service.recommend.types import Event, ItemId, session_subject, user_subject
-from tests.processes import RedisServer
-
-ANN, BOB = user_subject("ann"), user_subject("bob")
-CAP = 20
-
-MakeStore = Callable[[], Awaitable[SqliteStore | RedisStore]]
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-async def make_store(request, tmp_path) -> AsyncIterator[MakeStore]:
-    """Open any number of stores on the same data."""
-    opened = []
-    if request.param == "redis":
-        server = request.getfixturevalue("redis_server")
-        server.command("FLUSHALL")
-
-    async def make():
-        if request.param == "redis":
-            store = RedisStore(
-                server.url, limits=RedisLimits(max_events_per_subject=CAP, read_timeout_s=2, write_timeout_s=5)
-            )
-        else:
-            store = SqliteStore(
-                tmp_path / "events.db", limits=SqliteLimits(max_events_per_subject=CAP, read_timeout_s=2)
-            )
-        opened.append(store)
-        return store
-
-    yield make
-    for store in opened:
-        await store.close()
-
-
-@pytest.fixture
-async def store(make_store):
-    return await make_store()
-
-
-def event(number: int, *, subject=ANN, at: float | None = None, event_id: str | None = None, item: str | None = None):
-    return Event(
-        event_id=event_id or f"e{number}",
-        subject=subject,
-        item_id=ItemId(item or f"i{number}"),
-        type="click",
-        occurred_at=1_700_000_000.0 + number if at is None else at,
-    )
-
-
-async def items(store, subject=ANN, *, limit=100):
-    return (await store.history(subject, limit=limit)).item_ids
+from tests.stores import ANN, BOB, CAP, event, items
 
 
 async def test_an_unknown_subject_has_an_empty_history(store):

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from service.adapters.redis_store import RedisLimits, RedisStore
+from service.adapters.redis_keys import RedisLimits
+from service.adapters.redis_store import RedisStore
+from service.adapters.sqlite_file import SqliteLimits
 from service.adapters.sqlite_schema import SCHEMA_VERSION, StoreFileError
-from service.adapters.sqlite_store import SqliteLimits, SqliteStore
+from service.adapters.sqlite_store import SqliteStore
 from service.recommend.errors import StoreUnavailable
 from service.recommend.types import Event, ItemId, user_subject
 from tests.processes import RedisServer

@@ -50,8 +50,10 @@ queries = st.builds(
     include_seen=st.booleans(),
     min_score=st.one_of(st.none(), st.floats(-1, 2)),
 )
-stored = st.lists(item_ids, max_size=NUM_ITEMS).map(
-    lambda ids: StoredHistory(tuple(ids), tuple(map(float, range(len(ids)))))
+stored = st.builds(
+    lambda ids, blocked: StoredHistory(tuple(ids), tuple(map(float, range(len(ids)))), tuple(blocked)),
+    st.lists(item_ids, max_size=NUM_ITEMS),
+    st.one_of(st.just(frozenset()), st.frozensets(item_ids, max_size=NUM_ITEMS)),
 )
 
 
@@ -66,7 +68,7 @@ def admissible(job: Job) -> set[str]:
     """Say in other words than the core's what may be shown, without regard to scores."""
     query = job.query
     shown = {f"i{row}" for row in np.flatnonzero(SERVABLE.select(query.filter).mask_N)}
-    shown -= query.exclude_item_ids
+    shown -= query.exclude_item_ids | set(job.stored.blocked_item_ids)
     if query.candidate_item_ids is not None:
         shown &= set(query.candidate_item_ids)
     if not query.include_seen:

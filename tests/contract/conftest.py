@@ -1,0 +1,48 @@
+"""Both event stores, for the suites that each of them passes: SQLite, and a real redis-server."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from service.adapters.redis_keys import RedisLimits
+from service.adapters.redis_store import RedisStore
+from service.adapters.sqlite_file import SqliteLimits
+from service.adapters.sqlite_store import SqliteStore
+from tests.processes import RedisServer
+from tests.stores import CAP, MAX_BLOCKS
+
+MakeStore = Callable[[], Awaitable[SqliteStore | RedisStore]]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def make_store(request, tmp_path) -> AsyncIterator[MakeStore]:
+    """Open any number of stores on the same data."""
+    opened = []
+    bounds = {"max_events_per_subject": CAP, "max_blocks_per_subject": MAX_BLOCKS, "read_timeout_s": 2}
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.command("FLUSHALL")
+
+    async def make():
+        if request.param == "redis":
+            store = RedisStore(server.url, limits=RedisLimits(**bounds, write_timeout_s=5))
+        else:
+            store = SqliteStore(tmp_path / "events.db", limits=SqliteLimits(**bounds))
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+async def store(make_store):
+    return await make_store()
