@@ -33,6 +33,7 @@ from service.observability.logging import (
 from service.observability.metrics import Metrics
 from service.recommend.admission import Admission
 from service.recommend.errors import NoServable, StoreUnavailable
+from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
 from service.runtime.executor import Executor
 from service.runtime.registry import ServableRegistry
@@ -148,6 +149,7 @@ class Composition:
                 on_swapped=lambda _version, _seconds: self._swapped(registry),
                 on_refused=lambda _version, _reason: metrics.refusals.inc(),
             )
+            interests = InterestTimeline(servables=registry, history=store, compute=executor, admission=admission)
             readiness = Readiness(
                 registry=registry,
                 reloader=reloader,
@@ -159,7 +161,9 @@ class Composition:
             await reloader.check()  # the first answer is as fast as the next: loaded and warm before the port opens
             self._parts = Parts(
                 recommender=recommender,
+                interests=interests,
                 events=store,
+                users=store.users,
                 served=readiness.served,
                 ready=readiness,
             )

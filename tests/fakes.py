@@ -16,16 +16,18 @@ import numpy as np
 from service.recommend.admission import Admission
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
-from service.recommend.errors import StoreUnavailable
+from service.recommend.errors import BlocksFull, StoreUnavailable
 from service.recommend.job import Answer, Job
-from service.recommend.ports import StoredHistory
+from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, StoredHistory
 from service.recommend.recommender import Recommender
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.servable import Attribution, EncodedItems
-from service.recommend.types import Event, Filter, ModalityCard, ModelCard, ServedVersion, Subject
+from service.recommend.types import Event, Filter, ItemId, ModalityCard, ModelCard, ServedVersion, Subject
 
 WIDTHS = {"visual": 6, "text": 4}
 STATE_DIM = 8
+FAKE_BLOCKS = 50
+"""So many items can be blocked in a `FakeStore`."""
 
 
 class FakeSelection:
@@ -274,23 +276,29 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.events: dict[Subject, list[Event]] = {}
+        self.blocked: dict[Subject, dict[str, float]] = {}
         self.seen_ids: set[str] = set()
         self.away = False
         self.hang = False
 
-    async def _reach(self) -> None:
+    @property
+    def users(self) -> "FakeUsers":
+        return FakeUsers(self)
+
+    async def reach(self) -> None:
         if self.hang:
             await asyncio.Event().wait()
         if self.away:
             raise StoreUnavailable("the fake store is away")
 
     async def history(self, subject: Subject, *, limit: int) -> StoredHistory:
-        await self._reach()
+        await self.reach()
         last = sorted(self.events.get(subject, []), key=lambda event: event.occurred_at)[-limit:]
-        return StoredHistory(tuple(e.item_id for e in last), tuple(e.occurred_at for e in last))
+        blocked = tuple(self.blocked.get(subject, ()))
+        return StoredHistory(tuple(e.item_id for e in last), tuple(e.occurred_at for e in last), blocked)
 
     async def append(self, events: Sequence[Event]) -> tuple[bool, ...]:
-        await self._reach()
+        await self.reach()
         new: list[bool] = []
         for event in events:
             new.append(event.event_id not in self.seen_ids)
@@ -300,10 +308,52 @@ class FakeStore:
         return tuple(new)
 
     async def ping(self) -> None:
-        await self._reach()
+        await self.reach()
 
     async def close(self) -> None:
         return None
+
+
+class FakeUsers:
+    """What users may do with the events in a `FakeStore`."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.store = store
+
+    async def events(self, subject: Subject, *, before: EventPlace = NEWEST, limit: int) -> tuple[KeptEvent, ...]:
+        await self.store.reach()
+        places = [
+            (EventPlace(round(event.occurred_at * 1e6), seq), event)
+            for seq, event in enumerate(self.store.events.get(subject, []))
+        ]
+        ordered = sorted(places, key=lambda kept: kept[0], reverse=True)
+        return tuple(KeptEvent(event, place) for place, event in ordered if place < before)[:limit]
+
+    async def erase(self, subject: Subject) -> None:
+        await self.store.reach()
+        self.store.seen_ids -= {event.event_id for event in self.store.events.pop(subject, [])}
+        self.store.blocked.pop(subject, None)
+
+    async def merge(self, source: Subject, *, into: Subject) -> Merged:
+        await self.store.reach()
+        moved = [replace(event, subject=into) for event in self.store.events.pop(source, [])]
+        self.store.events.setdefault(into, []).extend(moved)
+        return Merged(num_events=len(moved))
+
+    async def block(self, subject: Subject, item_id: ItemId, *, at: float) -> None:
+        await self.store.reach()
+        blocked = self.store.blocked.setdefault(subject, {})
+        if item_id not in blocked and len(blocked) == FAKE_BLOCKS:
+            raise BlocksFull(FAKE_BLOCKS)
+        blocked.setdefault(item_id, at)
+
+    async def unblock(self, subject: Subject, item_id: ItemId) -> None:
+        await self.store.reach()
+        self.store.blocked.get(subject, {}).pop(item_id, None)
+
+    async def blocks(self, subject: Subject) -> tuple[Block, ...]:
+        await self.store.reach()
+        return tuple(Block(ItemId(item_id), at) for item_id, at in self.store.blocked.get(subject, {}).items())
 
 
 class InlineCompute:

@@ -15,6 +15,7 @@ from service.api.problems import PROBLEM_TYPES
 from service.api.routing import Border
 from service.observability.metrics import Metrics
 from service.recommend.admission import Admission
+from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
 from tests.fakes import FakeServable, FakeSource, FakeStore, InlineCompute
 
@@ -36,13 +37,13 @@ class Rig:
     recommender: object | None = None
 
     def __post_init__(self) -> None:
-        recommender = self.recommender or Recommender(
-            servables=FakeSource(self.servable),
-            history=self.store,
-            compute=InlineCompute(),
-            admission=self.admission,
-            store_timeout_s=0.5,
-        )
+        core = {
+            "servables": FakeSource(self.servable),
+            "history": self.store,
+            "compute": InlineCompute(),
+            "admission": self.admission,
+        }
+        recommender = self.recommender or Recommender(**core, store_timeout_s=0.5)
         version = self.servable.version
 
         async def ready() -> Ready:
@@ -50,7 +51,9 @@ class Rig:
 
         parts = Parts(
             recommender=recommender,
+            interests=InterestTimeline(**core),
             events=self.store,
+            users=self.store.users,
             served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at),
             ready=ready,
         )

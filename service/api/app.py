@@ -14,10 +14,12 @@ from service.api.describe import describe, description_routes
 from service.api.middleware import Envelope
 from service.api.parts import PartsSource
 from service.api.routes.events import event_routes
+from service.api.routes.interests import interest_routes
 from service.api.routes.items import item_routes
 from service.api.routes.models import model_routes
 from service.api.routes.plumbing import plumbing_routes
 from service.api.routes.recommendations import recommendation_routes
+from service.api.routes.users import user_routes
 from service.api.routing import Border
 from service.observability.metrics import Metrics
 
@@ -54,6 +56,8 @@ def make_app(
     app.router.routes += recommendation_routes(parts, border, metrics)
     app.router.routes += event_routes(parts, border, metrics, max_future_s=max_future_s)
     app.include_router(item_routes(parts, border))
+    app.include_router(user_routes(parts, border))
+    app.include_router(interest_routes(parts, border, metrics))
     app.include_router(model_routes(parts, border))
     app.include_router(plumbing_routes(parts, border, metrics))
     if docs:

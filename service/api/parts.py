@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from api_schemas.health import Ready
-from service.recommend.ports import EventSink
+from service.recommend.interests import InterestTimeline
+from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
 
 
@@ -24,7 +25,9 @@ class Parts:
     """The running service, as far as HTTP is concerned."""
 
     recommender: Recommender
+    interests: InterestTimeline
     events: EventSink
+    users: UserStore
     served: Callable[[], Served | None]
     ready: Callable[[], Awaitable[Ready]]
 

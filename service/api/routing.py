@@ -12,11 +12,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
+from urllib.parse import unquote
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from api_schemas.problem import Problem
@@ -230,6 +232,27 @@ class Direct(APIRoute):
             }
         )
         await send({"type": "http.response.body", "body": answer})
+
+
+class SegmentRoute(APIRoute):
+    """A route each of whose parameters is one segment of the path as it was sent: an id may hold an encoded `/`.
+
+    In the decoded path, user `a/blocks/b` and item `b` that user `a` blocks would be the same.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the path before it is decoded, and decode the parameters."""
+        raw_path = scope.get("raw_path") or b""
+        match, found = super().matches({**scope, "path": raw_path.decode("latin-1")})
+        if "path_params" in found:
+            found["path_params"] = {name: unquote(value) for name, value in found["path_params"].items()}
+        return match, found
+
+
+def json_body(model: type[BaseModel]) -> dict[str, object]:
+    """Return what the documentation says of an endpoint that reads a body with `Border.read_json` itself."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _documented(endpoint: Callable[..., object], body: type[BaseModel], answer: type) -> Callable[..., object]:

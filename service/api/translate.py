@@ -52,14 +52,14 @@ def recommendation_answer(slate: Slate, *, level: core.ExplainLevel, took_ms: fl
         "user_state": slate.user_state,
         "events_used": slate.events_used,
         "unknown_item_ids": list(slate.unknown_item_ids),
-        "model": _model(slate.version),
-        "ranker": None if slate.ranker is None else _model(slate.ranker),
-        "index": _index(slate.version),
+        "model": model_version(slate.version),
+        "ranker": None if slate.ranker is None else model_version(slate.ranker),
+        "index": index_version(slate.version),
         "degraded": list(slate.degraded),
         "took_ms": round(took_ms, 3),
     }
     if slate.explanation is not None:
-        answer["modality_interest"] = _shares(slate.explanation.modality_interest)
+        answer["modality_interest"] = modality_shares(slate.explanation.modality_interest)
     return answer
 
 
@@ -68,7 +68,7 @@ def explanation_answer(
 ) -> ExplanationAnswer:
     """Return the answer of `POST /v1/explanations`."""
     return {
-        "modality_interest": _shares(explanation.modality_interest),
+        "modality_interest": modality_shares(explanation.modality_interest),
         "history": _interests(explanation.history),
         "items": [_explained(item, full=level == "full") for item in explanation.items],
         "method": explanation.method,
@@ -77,9 +77,9 @@ def explanation_answer(
         "user_state": slate.user_state,
         "events_used": slate.events_used,
         "unknown_item_ids": list(slate.unknown_item_ids),
-        "model": _model(slate.version),
-        "ranker": None if slate.ranker is None else _model(slate.ranker),
-        "index": _index(slate.version),
+        "model": model_version(slate.version),
+        "ranker": None if slate.ranker is None else model_version(slate.ranker),
+        "index": index_version(slate.version),
         "degraded": list(slate.degraded),
         "took_ms": round(took_ms, 3),
     }
@@ -89,8 +89,8 @@ def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:
     """Return the answer of the endpoints that list items without a user."""
     return {
         "items": [_line(item) for item in listing.items],
-        "model": _model(listing.version),
-        "index": _index(listing.version),
+        "model": model_version(listing.version),
+        "index": index_version(listing.version),
         "degraded": [],
         "took_ms": round(took_ms, 3),
     }
@@ -100,7 +100,7 @@ def model_answer(card: core.ModelCard) -> ModelModalities:
     """Return the answer of `GET /v1/models/{name}/modalities`."""
     return ModelModalities.model_validate(
         {
-            "model": _model(card.version),
+            "model": model_version(card.version),
             "parts": card.parts,
             "modalities": [{"modality": one.name, "dim": one.dim, "mask": one.mask} for one in card.modalities],
             "explanation_methods": card.methods,
@@ -110,6 +110,21 @@ def model_answer(card: core.ModelCard) -> ModelModalities:
             "cold_items": card.cold_items,
         }
     )
+
+
+def model_version(version: core.ServedVersion) -> wire.ModelVersion:
+    """Return how an answer names a model."""
+    return {"name": version.model_name, "version": version.model_version}
+
+
+def index_version(version: core.ServedVersion) -> wire.IndexVersion:
+    """Return how an answer names its catalogue."""
+    return {"version": version.index_version, "built_at": version.index_built_at}
+
+
+def modality_shares(shares: Sequence[core.ModalityShare]) -> list[wire.ModalityShare]:
+    """Return shares as answers list them."""
+    return [{"modality": part.modality, "share": part.share} for part in shares]
 
 
 def _subject_of(body: wire.SlateRequest) -> Subject | None:
@@ -146,14 +161,6 @@ def _filter_of(body: wire.Filter) -> core.Filter:
             name: tuple(value) if isinstance(value, list) else (value,) for name, value in body.attributes.items()
         },
     )
-
-
-def _model(version: core.ServedVersion) -> wire.ModelVersion:
-    return {"name": version.model_name, "version": version.model_version}
-
-
-def _index(version: core.ServedVersion) -> wire.IndexVersion:
-    return {"version": version.index_version, "built_at": version.index_built_at}
 
 
 def _line(item: core.ScoredItem, *, full: bool = False) -> wire.RecommendedItem:
@@ -196,10 +203,6 @@ def _reasons(item: core.ItemExplanation) -> list[wire.Reason]:
         {"code": reason.code, "text": reason.text, "evidence_item_ids": list(reason.evidence_item_ids)}
         for reason in item.reasons
     ]
-
-
-def _shares(shares: Sequence[core.ModalityShare]) -> list[wire.ModalityShare]:
-    return [{"modality": part.modality, "share": part.share} for part in shares]
 
 
 def _interests(history: Sequence[core.HistoryInterest]) -> list[wire.HistoryInterest]:

@@ -1,6 +1,7 @@
 """The whole service in this process: composition root, a real store of versions, a real event store."""
 
 import asyncio
+import contextlib
 import shutil
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ from service.settings import load_settings
 from tests import bundles
 from tests.http_app import assert_problem
 from tests.id_bundles import MASK, make_id_bundle
+from tests.processes import RedisServer
 
 
 @asynccontextmanager
@@ -73,6 +75,49 @@ async def test_a_service_answers_explains_and_remembers(toy_store, tmp_path):
         page = (await client.get("/metrics")).text
         assert "prismrec_servable_swaps_total 1.0" in page
         assert "prismrec_store_up 1.0" in page
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_what_one_worker_keeps_or_forgets_of_a_user_holds_for_the_next_answer_of_every_worker(
+    toy_store, tmp_path, kind
+):
+    with contextlib.ExitStack() as stack:
+        history = f"sqlite:{tmp_path}/events.db"
+        if kind == "redis":
+            server = RedisServer(tmp_path).start()
+            stack.callback(server.stop)
+            history = server.url
+        flags = {"history": history, "events": {"read_timeout_s": 2.0}}
+        async with running(toy_store.store, **flags) as one, running(toy_store.store, **flags) as other:
+
+            async def shown(client, **body):
+                answer = (await client.post("/v1/recommendations", json={"k": 500, **body})).json()
+                assert answer["degraded"] == []
+                return answer["events_used"], {item["item_id"] for item in answer["items"]}
+
+            _, everything = await shown(one)
+            first, second, third, *_ = sorted(everything)
+            for number, (who, item) in enumerate((("user_id", first), ("session_id", second))):
+                event = {"event_id": f"e{number}", who: "ann", "item_id": item, "type": "click"}
+                event["occurred_at"] = "2026-01-01T00:00:00Z"
+                await one.post("/v1/events", json={"events": [event]})
+            assert (await one.post("/v1/users/ann/merge", json={"session_id": "ann"})).json()["events"] == 1
+            assert (await other.put(f"/v1/users/ann/blocks/{third}")).status_code == 204
+            for client in (one, other):
+                assert await shown(client, user_id="ann") == (2, everything - {first, second, third})
+                assert await shown(client, user_id="ann", include_seen=True) == (2, everything - {third})
+                assert await shown(client, session_id="ann") == (0, everything)
+                assert len((await client.get("/v1/users/ann/events")).json()["events"]) == 2
+            interest = (await one.get("/v1/users/ann/interests?timeout_ms=5000")).json()
+            body = {"user_id": "ann", "explain": "summary"}
+            said = (await other.post("/v1/recommendations", json=body)).json()["modality_interest"]
+            assert interest["windows"][-1]["modality_interest"] == [
+                {**part, "share": pytest.approx(part["share"], abs=1e-5)} for part in said
+            ]
+            assert (await other.delete("/v1/users/ann")).status_code == 204
+            for client in (one, other):
+                assert await shown(client, user_id="ann") == (0, everything)
+                assert (await client.get("/v1/users/ann/blocks")).json() == {"blocks": []}
 
 
 async def test_a_model_with_learned_users_and_items_is_served(toy_dataset, tmp_path):

@@ -26,6 +26,7 @@ def shared_rig():
 def rig(shared_rig):
     shared_rig.servable.calls.clear()
     shared_rig.store.events.clear()
+    shared_rig.store.blocked.clear()
     shared_rig.store.seen_ids.clear()
     return shared_rig
 
@@ -306,10 +307,69 @@ async def test_vectors_of_the_wrong_width_unknown_modalities_and_floats_that_ove
         ("/v1/items/i1/similar?modality=smell", "?modality"),
         ("/v1/items/%00/similar", "{item_id}"),
         (f"/v1/items/{LONG}/similar", "{item_id}"),
+        ("/v1/users/u/events?limit=0", "?limit"),
+        ("/v1/users/u/events?limit=501", "?limit"),
+        ("/v1/users/u/events?page=2", "?page"),
+        ("/v1/users/u/events?cursor=", "?cursor"),
+        ("/v1/users/u/events?cursor=nonsense", "?cursor"),
+        ("/v1/users/u/events?cursor=%C3%A9", "?cursor"),
+        (f"/v1/users/u/events?cursor={'A' * 21}B", "?cursor"),
+        (f"/v1/users/u/events?cursor={'A' * 22}%3D%3D", "?cursor"),
+        (f"/v1/users/u/events?cursor={'_' * 21}w", "?cursor"),
+        (f"/v1/users/u/events?cursor={'A' * 65}", "?cursor"),
+        ("/v1/users/%00/events", "{user_id}"),
+        (f"/v1/users/{LONG}/blocks", "{user_id}"),
+        ("/v1/users/u/interests?window=0d", "?window"),
+        ("/v1/users/u/interests?window=7", "?window"),
+        ("/v1/users/u/interests?window=1000h", "?window"),
+        ("/v1/users/u/interests?window=-1d", "?window"),
+        ("/v1/users/u/interests?window=7d%0A", "?window"),
+        ("/v1/users/u/interests?limit=0", "?limit"),
+        ("/v1/users/u/interests?limit=101", "?limit"),
+        ("/v1/users/u/interests?method=guesswork", "?method"),
+        ("/v1/users/u/interests?method=interest_gradient", "?method"),
+        ("/v1/users/u/interests?timeout_ms=0", "?timeout_ms"),
+        ("/v1/users/u/interests?k=3", "?k"),
     ],
 )
 async def test_a_bad_parameter_is_named(client, path, pointer):
     assert_problem(await client.get(path), "validation-error", pointer)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/session_id"),
+        ({"session_id": ""}, "/session_id"),
+        ({"session_id": LONG}, "/session_id"),
+        ({"session_id": 7}, "/session_id"),
+        ({"session_id": "s", "user_id": "u"}, "/user_id"),
+        ([], ""),
+    ],
+)
+async def test_a_bad_merge_is_named_and_merges_nothing(client, rig, body, pointer):
+    await post(client, EVENTS, {"events": [{**EVENT, "event_id": "s1", "user_id": None, "session_id": "s"}]})
+    before = dict(rig.store.events)
+    assert_problem(await post(client, "/v1/users/u/merge", body), "validation-error", pointer)
+    assert rig.store.events == before
+
+
+async def test_a_merge_is_bounded_like_every_body(client):
+    headers = {"content-type": "text/plain"}
+    assert_problem(await client.post("/v1/users/u/merge", content="{}", headers=headers), "unsupported-media-type")
+    large = b'{"session_id": "%s"}' % (b"x" * 8_000_000)
+    response = await client.post("/v1/users/u/merge", content=large, headers={"content-type": "application/json"})
+    assert_problem(response, "payload-too-large")
+
+
+async def test_a_bad_block_is_named(client, rig):
+    for method in ("PUT", "DELETE"):
+        assert_problem(await client.request(method, "/v1/users/u/blocks/%0A"), "validation-error", "{item_id}")
+        assert_problem(await client.request(method, f"/v1/users/{LONG}/blocks/i1"), "validation-error", "{user_id}")
+        assert_problem(await client.request(method, "/v1/users/u/blocks/"), "not-found")
+    assert_problem(await client.delete("/v1/users/%00"), "validation-error", "{user_id}")
+    assert_problem(await client.delete("/v1/users/"), "not-found")
+    assert rig.store.blocked == {}
 
 
 async def test_an_item_that_is_not_there_is_not_found(client):
