@@ -4,16 +4,16 @@ What is read and written is the business of the modules beside this one: each ha
 thread. Writes that wait together are one transaction with one fsync, and a call returns after that.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from service.adapters import sqlite_schema as sql
 from service.adapters.batch_thread import BatchThread
+from service.adapters.sqlite_connection import HealingConnection
 from service.recommend.errors import Conflict, StoreUnavailable
 from service.recommend.types import Subject
 
@@ -46,13 +46,15 @@ class SubjectRow:
 class Turn:
     """One transaction, which all writes of a turn share; knows the subjects that it has touched."""
 
-    def __init__(self, connection: sqlite3.Connection, *, day: int, limits: SqliteLimits) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, day: int, limits: SqliteLimits, is_scrubbed: bool) -> None:
         self.connection = connection
         self.day = day
         """Days since the epoch, now."""
         self.limits = limits
+        self.is_scrubbed = is_scrubbed
+        """Whether what was deleted in earlier turns has left the log, too."""
         self.scrub = False
-        """What was deleted shall leave the file's journal too."""
+        """Set where what was deleted shall leave the log after this turn."""
         self._touched: dict[Subject, SubjectRow] = {}
 
     def find(self, subject: Subject) -> SubjectRow | None:
@@ -113,9 +115,10 @@ class SqliteFile:
         self.limits = limits
         self.path = path
         self._clock = clock
+        self._is_scrubbed = False
         sql.prepare(path, busy_timeout_s=limits.write_timeout_s)
-        self._reads = _Connection(path, busy_timeout_s=limits.read_timeout_s)
-        self._writes = _Connection(path, busy_timeout_s=limits.write_timeout_s)
+        self._reads = HealingConnection(path, busy_timeout_s=limits.read_timeout_s)
+        self._writes = HealingConnection(path, busy_timeout_s=limits.write_timeout_s)
         self._reader = BatchThread[_Read, Any](
             self._read, name="sqlite-reader", max_batch=256, max_waiting=limits.max_waiting
         )
@@ -175,13 +178,13 @@ class SqliteFile:
 
     def _commit(self, jobs: Sequence[_Write]) -> list[object]:
         with self._writes as connection:
-            turn = Turn(connection, day=int(self._clock() // _DAY_S), limits=self.limits)
+            turn = Turn(connection, day=int(self._clock() // _DAY_S), limits=self.limits, is_scrubbed=self._is_scrubbed)
             connection.execute("BEGIN IMMEDIATE")
             results = [_outcome(work, turn) for work in jobs]
             turn.settle()
             connection.execute("COMMIT")
             if turn.scrub:
-                sql.scrub(connection)
+                self._is_scrubbed = sql.scrub(connection)
         return results
 
 
@@ -190,43 +193,3 @@ def _outcome(work: _Write, turn: Turn) -> object:
         return work(turn)
     except Conflict as error:
         return error
-
-
-@dataclass(slots=True)
-class _Connection:
-    """A connection that heals: after an error, or when another file has taken the path, the next use opens it anew.
-
-    An SQLite connection to a deleted file goes on working, and what it is given is lost with the last process that
-    holds it: so every use looks whether the path still leads to the file that is open.
-    """
-
-    path: Path
-    busy_timeout_s: float
-    _connection: sqlite3.Connection | None = None
-    _inode: tuple[int, int] = field(default=(0, 0))
-
-    def __enter__(self) -> sqlite3.Connection:
-        try:
-            stat = os.stat(self.path)  # noqa: PTH116 - half the cost of Path.stat, on every read
-            if self._connection is None or self._inode != (stat.st_dev, stat.st_ino):
-                self.close()
-                self._connection = sql.connect(self.path, busy_timeout_s=self.busy_timeout_s)
-                self._inode = (stat.st_dev, stat.st_ino)
-        except (sqlite3.Error, OSError) as error:
-            raise StoreUnavailable(f"{self.path}: {error}") from error
-        return self._connection
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        self.close()  # rolls back what is open
-        if isinstance(error, sqlite3.Error | OSError):
-            raise StoreUnavailable(f"{self.path}: {error}") from error
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                connection.close()
-            except sqlite3.Error:
-                return  # a broken file can not even be closed in order; nothing of ours is open in it

@@ -120,15 +120,21 @@ def connect(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
     return connection
 
 
-def scrub(connection: sqlite3.Connection) -> None:
-    """Move what is committed from the log into the file and empty the log, which still shows what was deleted.
+def scrub(connection: sqlite3.Connection) -> bool:
+    """Empty the log, which still shows what was deleted; what is committed moves into the file.
 
-    Not while somebody reads an older state for longer than a moment: then a later call does it.
+    Returns:
+        False: somebody reads an older state for longer than a moment, and the log is as it was.
     """
     (busy_timeout_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute("PRAGMA busy_timeout = 50")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
+    try:
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError:  # what was to be kept is kept: nobody's work has failed
+        return False
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
+    return bool(busy == 0)
 
 
 def prepare(path: Path, *, busy_timeout_s: float) -> None:

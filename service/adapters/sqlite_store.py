@@ -101,6 +101,8 @@ def _forget_idle(turn: Turn) -> None:
     """Forget a bounded number of idle subjects; the next call goes on."""
     turn.settle()  # whoever this turn has touched is not idle
     before_day = turn.day - turn.limits.keep_idle_days
-    for (subject_id,) in turn.connection.execute(sql.FIND_IDLE, (before_day,)).fetchall():
+    idle = turn.connection.execute(sql.FIND_IDLE, (before_day,)).fetchall()
+    for (subject_id,) in idle:
         forget_rows(turn.connection, subject_id)
-    turn.scrub = True  # also of what an erasure could not scrub at once
+    if idle or not turn.is_scrubbed:
+        turn.scrub = True
