@@ -1,10 +1,12 @@
 """The HTTP application over the core's fakes: the whole surface, no model, no port."""
 
+import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx2
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 
 from api_schemas.health import Check, Ready
 from api_schemas.problem import TYPE_PREFIX, Problem
@@ -103,3 +105,12 @@ def assert_problem(response: httpx2.Response, slug: str, *pointers: str) -> Prob
         assert {error.pointer for error in problem.errors} == set(pointers), body
     assert all(error.code and error.detail for error in problem.errors)
     return problem
+
+
+def read(kind, response):
+    """Read an answer as its schema, every field of every part being known to it."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    answer = TypeAdapter(kind).validate_json(response.content, strict=True)
+    assert json.loads(TypeAdapter(kind).dump_json(answer)) == response.json(), "a field that the schema does not know"
+    return response.json()

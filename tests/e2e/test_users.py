@@ -2,8 +2,8 @@
 
 import httpx2
 
-from tests.integration.test_user_data import make_version_1
 from tests.processes import Service
+from tests.stores import make_version_1
 
 ANN = "/v1/users/ann"
 ODD = "/v1/users/a%2Fblocks%2Fb%20%C3%A9"

@@ -17,7 +17,7 @@ from service.adapters.sqlite_store import SqliteStore
 from service.recommend.errors import StoreUnavailable
 from service.recommend.types import ItemId, session_subject, user_subject
 from tests.processes import RedisServer
-from tests.stores import ANN, BOB, START_S, event, items
+from tests.stores import ANN, BOB, START_S, event, items, make_version_1
 
 WHO = user_subject("the-one-who-leaves")
 TAB = session_subject("the-tab-of-whom")
@@ -118,44 +118,6 @@ async def test_who_is_idle_is_forgotten_with_their_blocks_and_a_block_is_a_sign_
     assert len(await store.users.blocks(BOB)) == 2
     assert await items(store, BOB) == ("i1",)
     await store.close()
-
-
-VERSION_1 = """
-CREATE TABLE subjects (
-    id INTEGER PRIMARY KEY,
-    subject TEXT NOT NULL UNIQUE,
-    num_events INTEGER NOT NULL,
-    next_seq INTEGER NOT NULL,
-    touched_day INTEGER NOT NULL
-) STRICT;
-CREATE INDEX subjects_by_day ON subjects (touched_day);
-CREATE TABLE events (
-    subject_id INTEGER NOT NULL,
-    occurred_us INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    event_id TEXT NOT NULL UNIQUE,
-    item_id TEXT NOT NULL,
-    type TEXT NOT NULL,
-    value REAL,
-    recommendation_id TEXT,
-    PRIMARY KEY (subject_id, occurred_us, seq)
-) STRICT, WITHOUT ROWID;
-INSERT INTO subjects VALUES (7, 'u:ann', 2, 2, 99999), (9, 's:tab', 1, 1, 99999);
-INSERT INTO events VALUES
-    (7, 1700000001000000, 0, 'e1', 'i1', 'click', NULL, NULL),
-    (7, 1700000002000000, 1, 'e2', 'i2', 'play', 0.5, 'r1'),
-    (9, 1700000003000000, 0, 'e3', 'i3', 'click', NULL, NULL);
-PRAGMA application_id = 1347570003;
-PRAGMA user_version = 1;
-"""
-"""A file as the first release made it."""
-
-
-def make_version_1(path):
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.executescript(VERSION_1)
-    connection.close()
 
 
 async def test_a_file_of_the_first_version_is_brought_up_to_date_with_all_that_it_holds(tmp_path):

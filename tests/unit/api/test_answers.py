@@ -11,7 +11,7 @@ from api_schemas.models import ModelModalities
 from api_schemas.recommend import ItemsAnswer, RecommendationAnswer
 from service.api.translate import query_of
 from tests.fakes import FakeRanker
-from tests.http_app import Rig, assert_problem
+from tests.http_app import Rig, assert_problem, read
 
 HISTORY = [{"item_id": "i3"}, {"item_id": "i9"}, {"item_id": "unheard-of"}]
 
@@ -25,15 +25,6 @@ def rig():
 async def client(rig):
     async with rig.client() as client:
         yield client
-
-
-def read(kind, response):
-    """Read an answer as its schema, every field of every part being known to it."""
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"] == "application/json"
-    answer = TypeAdapter(kind).validate_json(response.content, strict=True)
-    assert json.loads(TypeAdapter(kind).dump_json(answer)) == response.json(), "a field that the schema does not know"
-    return response.json()
 
 
 @pytest.mark.parametrize("level", ["none", "summary", "full"])

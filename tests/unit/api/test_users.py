@@ -2,12 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from api_schemas.users import BlocksAnswer, EventsPage, InterestsAnswer, MergeAnswer
 from tests.fakes import FAKE_BLOCKS, FakeRanker
-from tests.http_app import Rig, assert_problem
-from tests.unit.api.test_answers import read
+from tests.http_app import Rig, assert_problem, read
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 """A Monday."""
@@ -243,7 +243,7 @@ async def test_of_a_history_that_the_model_can_not_read_nothing_is_said(client):
 
 
 async def test_a_user_whom_the_model_knows_is_read_by_what_it_has_learned(rig, client):
-    rig.servable.known_users["ann"] = rig.servable.history([7])[:, :]
+    rig.servable.known_users["ann"] = rig.servable.history(np.array([7]))
     await send(client, "unheard-of")
     answer = await interests(client)
     assert answer["windows"][0]["method"] == "decomposition"
