@@ -87,11 +87,13 @@ async def test_what_one_worker_keeps_or_forgets_of_a_user_holds_for_the_next_ans
             server = RedisServer(tmp_path).start()
             stack.callback(server.stop)
             history = server.url
-        flags = {"history": history, "events": {"read_timeout_s": 2.0}}
+        flags = {"history": history, "events": {"read_timeout_s": 5.0, "write_timeout_s": 10.0}}
         async with running(toy_store.store, **flags) as one, running(toy_store.store, **flags) as other:
 
             async def shown(client, **body):
-                answer = (await client.post("/v1/recommendations", json={"k": 500, **body})).json()
+                answer = (
+                    await client.post("/v1/recommendations", json={"k": 500, "timeout_ms": 10_000, **body})
+                ).json()
                 assert answer["degraded"] == []
                 return answer["events_used"], {item["item_id"] for item in answer["items"]}
 
@@ -108,8 +110,8 @@ async def test_what_one_worker_keeps_or_forgets_of_a_user_holds_for_the_next_ans
                 assert await shown(client, user_id="ann", include_seen=True) == (2, everything - {third})
                 assert await shown(client, session_id="ann") == (0, everything)
                 assert len((await client.get("/v1/users/ann/events")).json()["events"]) == 2
-            interest = (await one.get("/v1/users/ann/interests?timeout_ms=5000")).json()
-            body = {"user_id": "ann", "explain": "summary"}
+            interest = (await one.get("/v1/users/ann/interests?timeout_ms=10000")).json()
+            body = {"user_id": "ann", "explain": "summary", "timeout_ms": 10_000}
             said = (await other.post("/v1/recommendations", json=body)).json()["modality_interest"]
             assert interest["windows"][-1]["modality_interest"] == [
                 {**part, "share": pytest.approx(part["share"], abs=1e-5)} for part in said
