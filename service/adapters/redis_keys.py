@@ -42,9 +42,17 @@ class RedisLimits:
         """What a key of an event id begins with."""
         return f"{self.prefix}e:"
 
-    def subject_keys(self, subject: Subject) -> tuple[str, str]:
-        """Return every key that is named after a subject: its history, its blocks.
+    def history_key(self, subject: Subject) -> str:
+        """Return under which key a subject's events are."""
+        return f"{self.prefix}h:{subject}"
 
-        Who is forgotten is gone from all of them; the ids of the events are in the history.
+    def blocks_key(self, subject: Subject) -> str:
+        """Return under which key the items are that a subject has blocked."""
+        return f"{self.prefix}b:{subject}"
+
+    def subject_keys(self, subject: Subject) -> tuple[str, ...]:
+        """Return every key that is named after a subject, the history first: who is forgotten is gone from all.
+
+        The ids of the events are keys, too; the history says which.
         """
-        return f"{self.prefix}h:{subject}", f"{self.prefix}b:{subject}"
+        return self.history_key(subject), self.blocks_key(subject)

@@ -98,14 +98,14 @@ return {redis.call('DEL', unpack(KEYS))}
 """
 )
 
-# KEYS: sequence counter, history and blocks to move, history and blocks to move them to.
+# KEYS: sequence counter, history and blocks to add to, then all keys of the subject that ends: history, blocks, others.
 # ARGV: bound of events and of blocks a subject, a subject's life in ms, prefix of id keys.
 # Returns how many events and blocks were moved; nothing when there would be too many blocks.
 MERGE = (
     "#!lua"
     + _TRIM
     + """
-local history, blocks, new_history, new_blocks = KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local new_history, new_blocks, history, blocks = KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local blocked, added = redis.call('ZRANGE', blocks, 0, -1, 'WITHSCORES'), {}
 for i = 1, #blocked, 2 do
   if not redis.call('ZSCORE', new_blocks, blocked[i]) then added[#added + 1] = i end
@@ -123,7 +123,7 @@ for i = 1, #events, 2 do
   end
 end
 for _, i in ipairs(added) do redis.call('ZADD', new_blocks, blocked[i + 1], blocked[i]) end
-if redis.call('DEL', history, blocks) > 0 then
+if redis.call('DEL', unpack(KEYS, 4)) > 0 then
   trim(new_history, tonumber(ARGV[1]), ARGV[4])
   redis.call('PEXPIRE', new_history, ARGV[3])
   redis.call('PEXPIRE', new_blocks, ARGV[3])

@@ -89,7 +89,8 @@ class RedisStore:
         return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
 
     async def _read(self, jobs: Sequence[_Read]) -> list[StoredHistory]:
-        keys = list(chain.from_iterable([self.limits.subject_keys(subject) for subject, _ in jobs]))
+        history_key, blocks_key = self.limits.history_key, self.limits.blocks_key
+        keys = list(chain.from_iterable([(history_key(subject), blocks_key(subject)) for subject, _ in jobs]))
         answers = await self._read_script(keys, [limit for _, limit in jobs])
         return [_history(answer) for answer in answers]
 
@@ -104,7 +105,8 @@ class RedisStore:
             id_prefix,
         ]
         for event in (event for job in jobs for event in job):
-            keys += (*limits.subject_keys(event.subject), id_prefix + event.event_id)
+            subject = event.subject
+            keys += (limits.history_key(subject), limits.blocks_key(subject), id_prefix + event.event_id)
             occurred_us = round(event.occurred_at * 1e6)
             rest = [event.event_id, event.type, event.value, event.recommendation_id]
             arguments += (occurred_us, f"{_bare_json([event.item_id, occurred_us])}\x1f{_bare_json(rest)}")

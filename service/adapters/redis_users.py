@@ -24,9 +24,8 @@ class RedisUsers:
 
     def __init__(self, *, reads: "redis.Redis", writes: "redis.Redis", limits: RedisLimits) -> None:
         self._limits = limits
-        reader, writer = (
-            Batcher[_Call, Answer](_run, max_batch=1, max_waiting=limits.max_waiting) for _ in ("reads", "writes")
-        )
+        reader = Batcher[_Call, Answer](_run, max_batch=1, max_waiting=limits.max_waiting)
+        writer = Batcher[_Call, Answer](_run, max_batch=1, max_waiting=limits.max_waiting)
         self._batchers = (reader, writer)
         self._list_events = partial(_call, reader, Script(reads, scripts.EVENTS))
         self._list_blocks = partial(_call, reader, Script(reads, scripts.BLOCKS))
@@ -37,8 +36,8 @@ class RedisUsers:
 
     async def events(self, subject: Subject, *, before: EventPlace = NEWEST, limit: int) -> tuple[KeptEvent, ...]:
         """Return the latest events before a place, newest first; see the port."""
-        history, _ = self._limits.subject_keys(subject)
-        members = await self._list_events([history], [before.occurred_us, f"{before.seq:016x}", limit])
+        keys = [self._limits.history_key(subject)]
+        members = await self._list_events(keys, [before.occurred_us, f"{before.seq:016x}", limit])
         return tuple([_event(subject, cast("str", member)) for member in members])
 
     async def erase(self, subject: Subject) -> None:
@@ -51,7 +50,7 @@ class RedisUsers:
         if source == into:
             return Merged()
         moved = await self._merge(
-            [limits.seq_key, *limits.subject_keys(source), *limits.subject_keys(into)],
+            [limits.seq_key, limits.history_key(into), limits.blocks_key(into), *limits.subject_keys(source)],
             [limits.max_events_per_subject, limits.max_blocks_per_subject, limits.subject_ms, limits.event_id_prefix],
         )
         if not moved:
@@ -62,7 +61,7 @@ class RedisUsers:
         """Never show an item to a subject again; see the port."""
         limits = self._limits
         done = await self._block(
-            limits.subject_keys(subject),
+            [limits.history_key(subject), limits.blocks_key(subject)],
             [item_id, round(at * 1e6), limits.max_blocks_per_subject, limits.subject_ms],
         )
         if not done:
@@ -70,13 +69,11 @@ class RedisUsers:
 
     async def unblock(self, subject: Subject, item_id: ItemId) -> None:
         """Take a block back; see the port."""
-        _, blocks = self._limits.subject_keys(subject)
-        await self._unblock([blocks], [item_id])
+        await self._unblock([self._limits.blocks_key(subject)], [item_id])
 
     async def blocks(self, subject: Subject) -> tuple[Block, ...]:
         """Return what is blocked, the latest first; see the port."""
-        _, blocks = self._limits.subject_keys(subject)
-        found = cast("Sequence[str]", await self._list_blocks([blocks], []))
+        found = cast("Sequence[str]", await self._list_blocks([self._limits.blocks_key(subject)], []))
         return tuple([Block(ItemId(item), int(us) / 1e6) for item, us in zip(found[::2], found[1::2], strict=True)])
 
     async def close(self) -> None:
