@@ -27,9 +27,13 @@ class Ready(Response):
     """`GET /readyz`: 200 when every check is ok or degraded, else 503."""
 
     ready: bool
-    checks: dict[str, Check] = Field(description="By part: model, ranker (if there is one), index, store, process.")
+    checks: dict[str, Check] = Field(
+        description="By part: model, ranker (if there is one), index, scenarios (if there are any), store, process."
+    )
     refused_versions: dict[str, str] = Field(
-        default_factory=dict, description="Snapshots that were refused and why; an older one goes on serving."
+        default_factory=dict,
+        description="Snapshots that were refused and why, or `aliases/<scenario>` whose versions were; an older "
+        "one goes on serving.",
     )
 
 
@@ -42,3 +46,6 @@ class ServedVersions(Response):
     ranker: str | None = Field(default=None, description="Version of the ranker's bundle; none: it has no ranker.")
     index: str | None = Field(default=None, description="Version of the snapshot.")
     index_built_at: datetime | None = None
+    scenarios: dict[str, list[str]] = Field(
+        default_factory=dict, description="Versions of the snapshots that answer each scenario but `default`."
+    )

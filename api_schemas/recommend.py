@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from api_schemas.aliases import DEFAULT_SCENARIO, Scenario
 from api_schemas.fields import (
     MAX_CANDIDATES,
     MAX_EXCLUDED,
@@ -85,6 +86,13 @@ class SlateRequest(Body):
     )
     include_seen: bool = Field(default=False, description="Recommend items of the history again.")
     min_score: float | None = Field(default=None, description="Leave out items that the model scores lower.")
+    scenario: Scenario = Field(
+        default=DEFAULT_SCENARIO, description="The alias whose version answers; see `/v1/aliases`."
+    )
+    model: ExternalId | None = Field(
+        default=None,
+        description="Family or version of a loaded model that shall answer, whatever the scenario's alias says.",
+    )
     timeout_ms: int | None = Field(
         default=None, ge=1, le=MAX_TIMEOUT_MS, description="Answer in this time or with 504; the service may ask less."
     )
@@ -176,6 +184,13 @@ class ModelVersion(TypedDict):
     version: str
 
 
+class Experiment(TypedDict):
+    """The arm of an experiment that a user or session is in."""
+
+    name: str
+    arm: str
+
+
 class IndexVersion(TypedDict):
     """The catalogue snapshot that answered."""
 
@@ -217,6 +232,9 @@ class UserAnswer(Answer):
             description="known: a usable history, or a user of whom the model has learned a vector; cold: an id "
             "without either; anonymous: no id."
         ),
+    ]
+    experiment: NotRequired[
+        Annotated[Experiment, Field(description="Where the scenario is an experiment: which arm answered.")]
     ]
     events_used: Annotated[int, Field(description="Past items that were encoded.")]
     unknown_item_ids: Annotated[list[str], Field(description="Ids that the catalogue does not know and could not use.")]

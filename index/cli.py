@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from api_schemas.aliases import DEFAULT_SCENARIO
 from index.bundle import Bundle
 from index.check import RECALL_TOLERANCE, check_snapshot
 from index.config import RebuildConfig
@@ -117,6 +118,7 @@ def _line(entry: StoredVersion, *, is_rollback_target: bool) -> str:
     remarks = [
         "current" if entry.is_current else "",
         "rollback goes here" if is_rollback_target else "",
+        *[f"alias {scenario}" for scenario in entry.aliases if scenario != DEFAULT_SCENARIO],
         f"broken: {entry.problem}" if entry.problem else "",
     ]
     size = f"{entry.size_bytes / 1e6:,.1f} MB"

@@ -1,7 +1,8 @@
 """ArtifactStore: versions are published whole, verified before they are read, and named by one `CURRENT` file.
 
 Layout: `STORE/versions/<version>/...`, `STORE/CURRENT` (one line, a snapshot's version), `STORE/CURRENT.log` (one JSON
-line a change, so that a rollback knows where to), `STORE/.lock`, and `STORE/versions/.tmp-*` for what is being written.
+line a change, so that a rollback knows where to), `STORE/aliases/` (`index.aliases`), `STORE/.lock`, and
+`STORE/versions/.tmp-*` for what is being written.
 
 Whoever writes a `.tmp-` folder holds a lock on it that the kernel drops with the process, so `prune` can tell a folder
 that is being written from one whose writer was killed. The same lock, shared, keeps a version that is in use from being
@@ -13,13 +14,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from api_schemas.aliases import DEFAULT_SCENARIO, AliasFile
 from api_schemas.manifest import BundleManifest, SnapshotManifest
 from index.artefacts import (
     MANIFEST,
@@ -57,7 +59,13 @@ class StoredVersion:
     size_bytes: int
     bundle_versions: tuple[str, ...] = ()
     """Of a snapshot: the bundles it was made with, the one that retrieves first, then the ranker if there is one."""
+    family: str | None = None
+    """Of a bundle: the model's."""
+    num_items: int | None = None
+    """Of a snapshot."""
     is_current: bool = False
+    aliases: tuple[str, ...] = ()
+    """Scenarios that it answers; `default` where it is current."""
     problem: str | None = None
     """Why its manifest can not be read; None when it can. Hashes are verified on opening, not here."""
 
@@ -217,22 +225,37 @@ class ArtifactStore:
         """
         return self._current.read()
 
-    def set_current(self, version: str) -> None:
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep every other process from changing what is named and from pruning while the block runs."""
+        return exclusive(self._lock)
+
+    def set_current(self, version: str, *, guard: Callable[[], None] | None = None) -> None:
         """Verify a snapshot and its bundles, then make it the one that readers take.
+
+        Args:
+            version: Of the snapshot.
+            guard: Called under the lock; what it raises keeps `CURRENT` as it was.
 
         Raises:
             ArtefactError: One of them is not whole; `CURRENT` stays as it was.
         """
-        with exclusive(self._lock):
+        with self.locked():
+            if guard is not None:
+                guard()
             self._point(version, action="set")
 
-    def rollback(self) -> str:
+    def rollback(self, *, guard: Callable[[], None] | None = None) -> str:
         """Make the snapshot current that was it before, and return its version; once more goes back one more.
+
+        Args:
+            guard: As for `set_current`.
 
         Raises:
             ArtefactError: There is none to go back to, or it is not whole; `CURRENT` stays as it was.
         """
-        with exclusive(self._lock):
+        with self.locked():
+            if guard is not None:
+                guard()
             target = self.rollback_target()
             if target is None:
                 raise ArtefactError(self._current.path, "there is no earlier snapshot to go back to")
@@ -249,10 +272,18 @@ class ArtifactStore:
         earlier = [version for version in way if version != way[-1] and self.path_of(version).is_dir()]
         return earlier[-1] if earlier else None
 
-    def _point(self, version: str, *, action: Literal["set", "rollback"]) -> None:
+    def verify(self, version: str) -> None:
+        """Verify every file of a snapshot and of its bundles.
+
+        Raises:
+            ArtefactError: One of them is not whole.
+        """
         _, manifest = self.open_snapshot(version)
         for encoded in manifest.encoded:
             self.open_bundle(encoded.bundle_version)
+
+    def _point(self, version: str, *, action: Literal["set", "rollback"]) -> None:
+        self.verify(version)
         self._current.write(version, action=action)
 
     @contextmanager
@@ -278,21 +309,23 @@ class ArtifactStore:
     def prune(self, *, keep: int) -> tuple[str, ...]:
         """Remove all but the newest `keep` snapshots and bundles, and return the versions removed.
 
-        Never removed: the current snapshot, the one that `rollback` would go back to, the bundles of all snapshots
-        that stay, and whatever a process holds with `pin`.
+        Never removed: the current snapshot, the one that `rollback` would go back to, what aliases name and would
+        name after a rollback, the bundles of all snapshots that stay, and whatever a process holds with `pin`.
 
         Raises:
             ValueError: `keep` is negative.
-            ArtefactError: `CURRENT` can not be read, so that it is not known what to keep.
+            ArtefactError: `CURRENT` or an alias can not be read, so that it is not known what to keep.
         """
         if keep < 0:
             raise ValueError(f"keep: {keep} is negative")
         removed: list[str] = []
         with exclusive(self._lock):
-            for leftover in self.root.glob(f"{TEMPORARY}*"):
+            for leftover in [*self.root.glob(f"{TEMPORARY}*"), *self.root.glob(f"aliases/{TEMPORARY}*")]:
                 leftover.unlink()  # of a killed set_current: the living write CURRENT under the lock that we hold
             self.sweep()
             kept = {self.current(), self.rollback_target()}
+            for file in self._alias_files().values():
+                kept.update(file.target.versions, *[target.versions for target in file.earlier[-1:]])
             newest_first = self.list()[::-1]
             for kind in ("snapshot", "bundle"):  # in this order: what is left of snapshots says which bundles stay
                 entries = [entry for entry in newest_first if entry.kind == kind]
@@ -310,10 +343,20 @@ class ArtifactStore:
             current = self.current()
         except ArtefactError:
             current = None
+        aliases: dict[str, list[str]] = {} if current is None else {current: [DEFAULT_SCENARIO]}
+        with suppress(ArtefactError):
+            for scenario, file in self._alias_files().items():
+                for version in file.target.versions:
+                    aliases.setdefault(version, []).append(scenario)
         found = [path.name for path in self._versions.glob("*") if _VERSION.fullmatch(path.name)]
-        return tuple(sorted((self._describe(name, is_current=name == current) for name in found), key=_by_time))
+        entries = [self._describe(name, is_current=name == current, aliases=aliases.get(name, ())) for name in found]
+        return tuple(sorted(entries, key=_by_time))
 
-    def _describe(self, version: str, *, is_current: bool) -> StoredVersion:
+    def _alias_files(self) -> dict[str, AliasFile]:
+        paths = sorted((self.root / "aliases").glob("*.json"))
+        return {path.stem: read_document(path, AliasFile) for path in paths if not path.name.startswith(TEMPORARY)}
+
+    def _describe(self, version: str, *, is_current: bool, aliases: Sequence[str]) -> StoredVersion:
         kind: Kind = "bundle" if version.startswith("bundle-") else "snapshot"
         try:
             manifest: Manifest
@@ -322,14 +365,19 @@ class ArtifactStore:
             else:
                 _, manifest = self._read(version, SnapshotManifest)
         except ArtefactError as error:
-            return StoredVersion(version, kind, None, size_bytes=0, is_current=is_current, problem=str(error))
+            return StoredVersion(
+                version, kind, None, size_bytes=0, is_current=is_current, aliases=tuple(aliases), problem=str(error)
+            )
         return StoredVersion(
             version,
             kind,
             manifest.created_at,
             size_bytes=sum(entry.size_bytes for entry in manifest.files),
             bundle_versions=_bundles_of(manifest),
+            family=manifest.family if isinstance(manifest, BundleManifest) else None,
+            num_items=manifest.num_items if isinstance(manifest, SnapshotManifest) else None,
             is_current=is_current,
+            aliases=tuple(aliases),
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 from fastapi import FastAPI
 
+from index.aliases import AliasStore
 from index.store import ArtifactStore
 from service.adapters.redis_keys import RedisLimits
 from service.adapters.sqlite_file import SqliteLimits
@@ -38,6 +39,7 @@ from service.recommend.recommender import Recommender
 from service.runtime.executor import Executor
 from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
+from service.runtime.scenarios import ScenarioReloader
 from service.runtime.servable import load_servable
 from service.settings import EventSettings, ServiceSettings
 
@@ -136,18 +138,27 @@ class Composition:
                 store_timeout_s=settings.events.read_timeout_s,
             )
             artifacts = ArtifactStore(settings.store)
+            aliases = AliasStore(artifacts, max_versions=settings.reload.max_versions)
+            load = partial(
+                load_servable,
+                artifacts,
+                num_threads=settings.compute.model_threads,
+                num_candidates=settings.compute.rerank_candidates,
+            )
             reloader = Reloader(
                 store=artifacts,
                 registry=registry,
-                load=partial(
-                    load_servable,
-                    artifacts,
-                    num_threads=settings.compute.model_threads,
-                    num_candidates=settings.compute.rerank_candidates,
-                ),
+                load=load,
                 interval_s=settings.reload.interval_s,
                 on_swapped=lambda _version, _seconds: self._swapped(registry),
                 on_refused=lambda _version, _reason: metrics.refusals.inc(),
+                scenarios=ScenarioReloader(
+                    aliases=aliases,
+                    registry=registry,
+                    load=load,
+                    max_versions=settings.reload.max_versions,
+                    on_refused=lambda _version, _reason: metrics.refusals.inc(),
+                ),
             )
             interests = InterestTimeline(servables=registry, history=store, compute=executor, admission=admission)
             readiness = Readiness(
@@ -164,6 +175,8 @@ class Composition:
                 interests=interests,
                 events=store,
                 users=store.users,
+                artifacts=artifacts,
+                aliases=aliases,
                 served=readiness.served,
                 ready=readiness,
             )
@@ -172,7 +185,7 @@ class Composition:
                 executor.serve,
                 reloader.run,
                 partial(keep_store, store, metrics),
-                partial(watch_queue, executor, metrics),
+                partial(watch_queue, executor, registry, metrics),
                 on_failure=self._on_failure,
             ):
                 served = readiness.served()
@@ -233,9 +246,12 @@ async def keep_store(store: EventStore, metrics: Metrics, *, every_s: float = MA
         await asyncio.sleep(every_s)
 
 
-async def watch_queue(executor: Executor, metrics: Metrics, *, every_s: float = 1.0) -> None:
-    """Say for ever how many requests wait for a thread."""
+async def watch_queue(
+    executor: Executor, registry: ServableRegistry, metrics: Metrics, *, every_s: float = 1.0
+) -> None:
+    """Say for ever how many requests wait for a thread, and how many versions are loaded."""
     while True:
+        metrics.versions_loaded.set(len(registry.loaded))
         metrics.waiting.set(executor.num_waiting)
         await asyncio.sleep(every_s)
 

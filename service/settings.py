@@ -116,7 +116,10 @@ class AuthSettings(_Group):
 class ReloadSettings(_Group):
     """How a new version is found."""
 
-    interval_s: Seconds = Field(default=2.0, description="How often `CURRENT` is looked at.")
+    interval_s: Seconds = Field(default=2.0, description="How often `CURRENT` and the aliases are looked at.")
+    max_versions: int = Field(
+        default=8, ge=1, le=64, description="Different snapshots that are kept loaded for scenarios beside the default."
+    )
 
 
 class LogSettings(_Group):

@@ -16,12 +16,12 @@ import numpy as np
 from service.recommend.admission import Admission
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
-from service.recommend.errors import BlocksFull, StoreUnavailable
+from service.recommend.errors import BlocksFull, ModelNotFound, ScenarioNotFound, StoreUnavailable
 from service.recommend.job import Answer, Job
 from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, StoredHistory
 from service.recommend.recommender import Recommender
 from service.recommend.rerank import Reranking, rerank
-from service.recommend.servable import Attribution, EncodedItems
+from service.recommend.servable import CURRENT, Attribution, EncodedItems, find_model
 from service.recommend.types import Event, Filter, ItemId, ModalityCard, ModelCard, ServedVersion, Subject
 
 WIDTHS = {"visual": 6, "text": 4}
@@ -255,7 +255,14 @@ class FakeSource:
     def __init__(self, servable: FakeServable) -> None:
         self.servable = servable
 
-    def acquire(self):
+    def choose(self, query):
+        if query.scenario != "default":
+            raise ScenarioNotFound(query.scenario)
+        if query.model is not None and find_model(self.servable, query.model) is None:
+            raise ModelNotFound(query.model)
+        return CURRENT
+
+    def acquire(self, choice=CURRENT):
         return _Held(self.servable)
 
 

@@ -3,6 +3,7 @@
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 from fastapi import FastAPI
@@ -10,6 +11,8 @@ from pydantic import TypeAdapter
 
 from api_schemas.health import Check, Ready
 from api_schemas.problem import TYPE_PREFIX, Problem
+from index.aliases import AliasStore
+from index.store import ArtifactStore
 from service.api.access import Access, LoopbackAccess
 from service.api.app import make_app
 from service.api.parts import Parts, Served
@@ -37,6 +40,7 @@ class Rig:
     max_body_bytes: int = 100_000
     default_timeout_ms: int = 2_000
     recommender: object | None = None
+    artifacts: ArtifactStore = field(default_factory=lambda: ArtifactStore(Path("no-such-folder")))
 
     def __post_init__(self) -> None:
         core = {
@@ -56,7 +60,9 @@ class Rig:
             interests=InterestTimeline(**core),
             events=self.store,
             users=self.store.users,
-            served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at),
+            artifacts=self.artifacts,
+            aliases=AliasStore(self.artifacts, max_versions=3),
+            served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at, {}),
             ready=ready,
         )
 

@@ -13,6 +13,8 @@ from starlette.types import Lifespan
 from service.api.describe import describe, description_routes
 from service.api.middleware import Envelope
 from service.api.parts import PartsSource
+from service.api.routes.aliases import alias_routes
+from service.api.routes.artefacts import artefact_routes
 from service.api.routes.events import event_routes
 from service.api.routes.interests import interest_routes
 from service.api.routes.items import item_routes
@@ -59,6 +61,8 @@ def make_app(
     app.include_router(user_routes(parts, border))
     app.include_router(interest_routes(parts, border, metrics))
     app.include_router(model_routes(parts, border))
+    app.include_router(artefact_routes(parts, border))
+    app.include_router(alias_routes(parts, border))
     app.include_router(plumbing_routes(parts, border, metrics))
     if docs:
         app.router.routes += description_routes(app)

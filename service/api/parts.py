@@ -1,10 +1,12 @@
 """What the endpoints work with. Built by the composition root; nothing else is reached from an endpoint."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from api_schemas.health import Ready
+from index.aliases import AliasStore
+from index.store import ArtifactStore
 from service.recommend.interests import InterestTimeline
 from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
@@ -18,6 +20,8 @@ class Served:
     ranker_version: str | None
     index_version: str
     index_built_at: datetime
+    scenarios: Mapping[str, tuple[str, ...]]
+    """The index versions that answer each scenario but `default`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Parts:
     interests: InterestTimeline
     events: EventSink
     users: UserStore
+    artifacts: ArtifactStore
+    aliases: AliasStore
     served: Callable[[], Served | None]
     ready: Callable[[], Awaitable[Ready]]
 

@@ -1,6 +1,6 @@
 """Readiness: whether requests should be sent here, and how each part is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from api_schemas.health import Check, Ready
@@ -10,6 +10,7 @@ from service.recommend.errors import RecommendError
 from service.recommend.ports import Store
 from service.recommend.recommender import Recommender
 from service.recommend.types import HistoryItem, ItemId, Query
+from service.runtime.loading import Refusal
 from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
 
@@ -45,12 +46,14 @@ class Readiness:
             None if ranker is None else ranker.card.version.model_version,
             version.index_version,
             version.index_built_at,
+            self._registry.scenarios,
         )
 
     async def __call__(self) -> Ready:
         """Look at every part now."""
         model, store = await self._model(), await self._history()
-        refused = self._reloader.status().refused
+        status = self._reloader.status()
+        refused = status.refused
         checks = {
             "process": Check(status="failing", detail="stopping") if self._is_draining() else Check(status="ok"),
             "model": model,
@@ -60,10 +63,16 @@ class Readiness:
         ranker = await self._ranker()
         if ranker is not None:
             checks["ranker"] = ranker
+        scenarios = self._scenarios(status.refused_scenarios)
+        if scenarios is not None:
+            checks["scenarios"] = scenarios
+        refusals = {f"aliases/{name}": one for name, one in status.refused_scenarios.items()}
+        if refused is not None:
+            refusals[refused.version or "CURRENT"] = refused
         return Ready(
             ready=all(check.status != "failing" for check in checks.values()),
             checks=checks,
-            refused_versions={refused.version or "CURRENT": refused.reason} if refused is not None else {},
+            refused_versions={name: one.reason for name, one in refusals.items()},
         )
 
     async def _model(self) -> Check:
@@ -105,6 +114,16 @@ class Readiness:
         if is_latest:
             return Check(status="ok", detail=served.index_version)
         return Check(status="degraded", detail=f"{served.index_version}; a newer version was refused")
+
+    def _scenarios(self, refused: Mapping[str, Refusal]) -> Check | None:
+        """What answers each scenario; one that is behind its alias leaves the service ready."""
+        held = self._registry.scenarios
+        if not held:
+            return None
+        says = "; ".join(f"{name}: {', '.join(versions) or 'nothing'}" for name, versions in sorted(held.items()))
+        if not refused:
+            return Check(status="ok", detail=says)
+        return Check(status="degraded", detail=f"{says}; refused for {', '.join(sorted(refused))}")
 
     async def _history(self) -> Check:
         try:

@@ -251,8 +251,16 @@ class SegmentRoute(APIRoute):
 
 def json_body(model: type[BaseModel]) -> dict[str, object]:
     """Return what the documentation says of an endpoint that reads a body with `Border.read_json` itself."""
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def inlined(value: object) -> object:
+        if isinstance(value, dict):
+            name = str(value.get("$ref", "")).removeprefix("#/$defs/")
+            return inlined(parts[name]) if name in parts else {key: inlined(part) for key, part in value.items()}
+        return [inlined(part) for part in value] if isinstance(value, list) else value
+
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
 
 
 def _documented(endpoint: Callable[..., object], body: type[BaseModel], answer: type) -> Callable[..., object]:

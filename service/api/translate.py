@@ -15,8 +15,8 @@ from service.recommend.types import ItemId, Query, Slate, Subject, session_subje
 _ANY = core.Filter()
 
 
-def query_of(body: wire.RecommendationRequest | ExplanationRequest) -> Query:
-    """Return what a body asks for."""
+def query_of(body: wire.RecommendationRequest | ExplanationRequest, *, unit: str = "") -> Query:
+    """Return what a body asks for; `unit` draws the arm of an experiment where there is no user and no session."""
     return Query(
         subject=_subject_of(body),
         history=None if body.history is None else tuple([_past_item(item) for item in _in_order(body.history)]),
@@ -28,6 +28,9 @@ def query_of(body: wire.RecommendationRequest | ExplanationRequest) -> Query:
         min_score=body.min_score,
         explain=body.explain,
         method=body.method if isinstance(body, ExplanationRequest) else None,
+        scenario=body.scenario,
+        model=body.model,
+        unit=unit,
     )
 
 
@@ -58,6 +61,8 @@ def recommendation_answer(slate: Slate, *, level: core.ExplainLevel, took_ms: fl
         "degraded": list(slate.degraded),
         "took_ms": round(took_ms, 3),
     }
+    if slate.assignment is not None:
+        answer["experiment"] = _experiment(slate.assignment)
     if slate.explanation is not None:
         answer["modality_interest"] = modality_shares(slate.explanation.modality_interest)
     return answer
@@ -67,7 +72,7 @@ def explanation_answer(
     slate: Slate, explanation: core.Explanation, *, level: core.ExplainLevel, took_ms: float
 ) -> ExplanationAnswer:
     """Return the answer of `POST /v1/explanations`."""
-    return {
+    answer: ExplanationAnswer = {
         "modality_interest": modality_shares(explanation.modality_interest),
         "history": _interests(explanation.history),
         "items": [_explained(item, full=level == "full") for item in explanation.items],
@@ -83,6 +88,9 @@ def explanation_answer(
         "degraded": list(slate.degraded),
         "took_ms": round(took_ms, 3),
     }
+    if slate.assignment is not None:
+        answer["experiment"] = _experiment(slate.assignment)
+    return answer
 
 
 def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:
@@ -161,6 +169,10 @@ def _filter_of(body: wire.Filter) -> core.Filter:
             name: tuple(value) if isinstance(value, list) else (value,) for name, value in body.attributes.items()
         },
     )
+
+
+def _experiment(assignment: core.Assignment) -> wire.Experiment:
+    return {"name": assignment.experiment, "arm": assignment.arm}
 
 
 def _line(item: core.ScoredItem, *, full: bool = False) -> wire.RecommendedItem:

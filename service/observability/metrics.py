@@ -60,6 +60,12 @@ class Metrics:
         self.index_built = self._gauge(
             "prismrec_index_built_timestamp_seconds", "When the index that answers was built.", "livemin"
         )
+        self.arms = self._counter(
+            "prismrec_experiment_answers_total", "Answers of experiments, by experiment and arm.", ("experiment", "arm")
+        )
+        self.versions_loaded = self._gauge(
+            "prismrec_loaded_versions", "Index versions that a worker holds open.", "livemax"
+        )
 
     def count_request(self, route: str, status: int, *, seconds: float) -> None:
         """Count an answer and the time that it took."""

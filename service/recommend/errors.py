@@ -4,6 +4,7 @@
   * NotFound
     * ItemNotFound
     * ModelNotFound
+    * ScenarioNotFound
   * Conflict               what is kept does not allow the change
     * BlocksFull           as many items are blocked as are kept
   * InvalidQuery           what the caller asked can not be answered; names the field
@@ -33,11 +34,19 @@ class ItemNotFound(NotFound):
 
 
 class ModelNotFound(NotFound):
-    """The model that answers is another one."""
+    """No loaded version has this model."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no model {name!r} answers here")
         self.name = name
+
+
+class ScenarioNotFound(NotFound):
+    """No alias has the name of the scenario."""
+
+    def __init__(self, scenario: str) -> None:
+        super().__init__(f"no scenario {scenario!r} is set up here")
+        self.scenario = scenario
 
 
 class Conflict(RecommendError):

@@ -23,8 +23,20 @@ from service.recommend.job import NO_HISTORY, Answer, Job
 from service.recommend.listing import held, named_answer, popular_listing, similar_listing
 from service.recommend.ports import HistoryStore, StoredHistory
 from service.recommend.rerank import Reranking, has_time
-from service.recommend.servable import Servable, ServableSource
-from service.recommend.types import Explanation, Filter, ItemId, Listing, ModelCard, Query, Slate, Subject
+from service.recommend.servable import CURRENT, Servable, ServableSource, find_model
+from service.recommend.types import (
+    DEFAULT_SCENARIO,
+    Assignment,
+    Choice,
+    Explanation,
+    Filter,
+    ItemId,
+    Listing,
+    ModelCard,
+    Query,
+    Slate,
+    Subject,
+)
 
 MAX_SEEN = 1_000
 """So many of a subject's latest events are read: what they name is seen, the last L of it is encoded."""
@@ -95,11 +107,13 @@ class Recommender:
 
         Raises:
             InvalidQuery: The loaded version can not answer this query; names the field.
+            NotFound: There is no such scenario, or no such model is loaded.
             NoServable: No version is loaded.
             Overloaded: Too many requests are in flight.
             DeadlineExceeded: The time is up.
         """
-        with self._admission, self._servables.acquire() as servable:
+        choice = self._choose(query)
+        with self._admission, self._servables.acquire(choice) as servable:
             job, degraded, timings_ms = await self._job(servable, query, deadline)
             answer = await self._rerank(job, await self._answer(job), degraded, timings_ms)
             explanation: Explanation | None = None
@@ -118,7 +132,7 @@ class Recommender:
                     degraded.append(EXPLANATION_FAILED)
                 else:
                     self._explanations_ok = True
-            return _slate(servable, answer, degraded, timings_ms, explanation)
+            return _slate(servable, answer, degraded, timings_ms, explanation, assignment=choice.assignment)
 
     async def explain(
         self, query: Query, *, item_ids: Sequence[ItemId] | None = None, deadline: Deadline
@@ -129,13 +143,15 @@ class Recommender:
 
         Raises:
             InvalidQuery: As for `recommend`, or an item that is named is not in the catalogue.
+            NotFound: As for `recommend`.
             NoServable: No version is loaded.
             Overloaded: Too many requests are in flight.
             DeadlineExceeded: The time is up; here the explanation is the answer and can not be left out.
         """
         if query.explain == "none":
             query = replace(query, explain="full")
-        with self._admission, self._servables.acquire() as servable:
+        choice = self._choose(query)
+        with self._admission, self._servables.acquire(choice) as servable:
             job, degraded, timings_ms = await self._job(servable, query, deadline)
             if item_ids is None:
                 answer = await self._answer(job)
@@ -144,7 +160,9 @@ class Recommender:
                 answer = await self._compute.alone(work, deadline=deadline)
             answer = await self._rerank(job, answer, degraded, timings_ms)
             explanation = await self._explain(job, answer, deadline, timings_ms)
-            return _slate(servable, answer, degraded, timings_ms, explanation), explanation
+            return _slate(
+                servable, answer, degraded, timings_ms, explanation, assignment=choice.assignment
+            ), explanation
 
     async def similar(
         self,
@@ -188,18 +206,22 @@ class Recommender:
             return Listing(items, servable.version, {"search": _since_ms(started)})
 
     def model(self, name: str) -> ModelCard:
-        """Return what a model that answers says of itself, by the name of its family or its version.
+        """Return what a loaded model says of itself, by the name of its family or its version.
 
         Raises:
-            ModelNotFound: The models that answer have other names and versions.
+            ModelNotFound: The models that are loaded have other names and versions.
             NoServable: No version is loaded.
         """
-        with self._servables.acquire() as servable:
-            cards = [servable.card] if servable.ranker is None else [servable.card, servable.ranker.card]
-            for card in cards:
-                if name in (card.version.model_name, card.version.model_version):
-                    return card
-            raise ModelNotFound(name)
+        with self._servables.acquire(self._servables.choose(Query(model=name))) as servable:
+            model = find_model(servable, name)
+            if model is None:
+                raise ModelNotFound(name)
+            return model.card
+
+    def _choose(self, query: Query) -> Choice:
+        if query.model is None and query.scenario == DEFAULT_SCENARIO:
+            return CURRENT
+        return self._servables.choose(query)
 
     async def _job(
         self, servable: Servable, query: Query, deadline: Deadline
@@ -283,6 +305,8 @@ def _slate(
     degraded: Sequence[str],
     timings_ms: dict[str, float],
     explanation: Explanation | None,
+    *,
+    assignment: Assignment | None,
 ) -> Slate:
     items = answer.items
     if explanation is not None:
@@ -297,4 +321,5 @@ def _slate(
         degraded=(*degraded, *answer.degraded),
         explanation=explanation,
         timings_ms={**timings_ms, **answer.timings_ms},
+        assignment=assignment,
     )

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.recommend.types import Filter, ItemId, Method, ModelCard, ServedVersion, Vectors
+from service.recommend.types import Choice, Filter, ItemId, Method, ModelCard, Query, ServedVersion, Vectors
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -232,16 +232,43 @@ class Servable(Model, Protocol):
         ...
 
 
-class ServableSource(Protocol):
-    """Where the current version comes from."""
+CURRENT = Choice()
+"""The current version answers."""
 
-    def acquire(self) -> AbstractContextManager[Servable]:
-        """Return the current version, kept open until the context ends.
+
+class ServableSource(Protocol):
+    """Where the loaded versions come from."""
+
+    def choose(self, query: Query) -> Choice:
+        """Return which version answers a query that names a scenario or a model.
 
         Raises:
-            NoServable: Nothing is loaded.
+            ScenarioNotFound: No alias has the name of the scenario.
+            ModelNotFound: No loaded version has such a model.
+            NoServable: The versions of the scenario are not loaded (yet).
         """
         ...
+
+    def acquire(self, choice: Choice = CURRENT) -> AbstractContextManager[Servable]:
+        """Return the version, kept open until the context ends.
+
+        Raises:
+            NoServable: It is not loaded.
+        """
+        ...
+
+
+def models_of(servable: Servable) -> Sequence[Model]:
+    """Return the model that retrieves and, if there is one, that which orders."""
+    return [servable] if servable.ranker is None else [servable, servable.ranker]
+
+
+def find_model(servable: Servable, name: str) -> Model | None:
+    """Return the model of a version that has this family or version; None when none has."""
+    for model in models_of(servable):
+        if name in (model.card.version.model_name, model.card.version.model_version):
+            return model
+    return None
 
 
 def ids_of(servable: Servable, rows: Rows) -> Sequence[ItemId]:

@@ -22,6 +22,9 @@ Subject = NewType("Subject", str)
 
 Vectors = NDArray[np.float32]
 
+DEFAULT_SCENARIO = "default"
+"""The scenario that the current version answers."""
+
 ExplainLevel = Literal["none", "summary", "full"]
 Method = Literal["interest_gradient", "grad_x_input", "decomposition", "occlusion", "shapley"]
 UserState = Literal["known", "cold", "anonymous"]
@@ -98,6 +101,28 @@ class Query:
     explain: ExplainLevel = "none"
     method: Method | None = None
     """None: the bundle's default method."""
+    scenario: str = DEFAULT_SCENARIO
+    model: str | None = None
+    """The family or version of a loaded model that shall answer, whatever the scenario says."""
+    unit: str = ""
+    """What draws an arm of an experiment where there is no subject: the same text, the same arm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The arm of an experiment that a subject is in."""
+
+    experiment: str
+    arm: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which loaded version shall answer a query, and why."""
+
+    index_version: str | None = None
+    """None: the current one."""
+    assignment: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +219,8 @@ class Slate:
     explanation: Explanation | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     """By stage: store, encode, search, rerank, explain."""
+    assignment: Assignment | None = None
+    """The arm that answered, where the scenario is an experiment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ goes on answering. What may pass by itself (no memory, a disk that does not answ
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,31 +14,14 @@ import structlog
 
 from index.store import ArtefactError, ArtifactStore
 from service.recommend.deadline import Clock
-from service.recommend.servable import Servable
+from service.runtime.loading import FIRST_RETRY_S, LONGEST_RETRY_S, Load, Refusal, load_in_thread
 from service.runtime.registry import ServableRegistry
+from service.runtime.scenarios import ScenarioReloader
 
 SERVABLE_SWAPPED = "servable_swapped"
 SERVABLE_REFUSED = "servable_refused"
 
-FIRST_RETRY_S = 1.0
-LONGEST_RETRY_S = 60.0
-
 _log = structlog.get_logger()
-
-Load = Callable[[str], Servable]
-"""Opens and verifies a version; blocks; raises ArtefactError for one that must not be served."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A version that could not be made current, and why."""
-
-    version: str | None
-    """None: `CURRENT` itself can not be read."""
-    reason: str
-    at: datetime
-    final: bool
-    """It is not tried again until `CURRENT` is written anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +33,8 @@ class ReloaderStatus:
     loading: str | None
     refused: Refusal | None
     """The last refusal, as long as `CURRENT` still asks for it."""
+    refused_scenarios: Mapping[str, Refusal]
+    """By scenario: the last refusal, as long as its alias still asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +64,7 @@ class Reloader:
         interval_s: float,
         on_swapped: Callable[[str, float], None] = _ignore_swap,
         on_refused: Callable[[str | None, str], None] = _ignore_refusal,
+        scenarios: ScenarioReloader | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         if interval_s <= 0:
@@ -89,6 +75,7 @@ class Reloader:
         self._interval_s = interval_s
         self._on_swapped = on_swapped
         self._on_refused = on_refused
+        self._scenarios = scenarios
         self._clock = clock
         self._loading: str | None = None
         self._refused: Refusal | None = None
@@ -106,6 +93,7 @@ class Reloader:
             previous=previous.version.index_version if previous else None,
             loading=self._loading,
             refused=self._refused,
+            refused_scenarios={} if self._scenarios is None else dict(self._scenarios.refused),
         )
 
     async def run(self) -> None:
@@ -115,7 +103,15 @@ class Reloader:
             await asyncio.sleep(self._interval_s)
 
     async def check(self) -> None:
-        """Look at `CURRENT` once and follow it; return when that is done or refused. Never raises for a bad version."""
+        """Look at `CURRENT` and the aliases once and follow them; return when that is done or refused.
+
+        Never raises for a bad version. One version is loaded at a time: what both name is loaded once.
+        """
+        await self._check_current()
+        if self._scenarios is not None:
+            await self._scenarios.check()
+
+    async def _check_current(self) -> None:
         seen = await asyncio.to_thread(self._look)
         if seen == self._settled or (seen == self._trying and self._clock() < self._retry_at):
             return
@@ -148,17 +144,18 @@ class Reloader:
             self._registry.roll_back()
             self._swapped(seen.version, 0.0)
             return True
+        held = self._registry.find(seen.version)
+        if held is not None and held.retain():  # a scenario has it
+            self._registry.swap(held)
+            self._swapped(seen.version, 0.0)
+            return True
         return await self._load_and_swap(seen.version)
 
     async def _load_and_swap(self, version: str) -> bool:
         started = self._clock()
         self._loading = version
-        loading = asyncio.get_running_loop().run_in_executor(None, self._load, version)
         try:
-            servable = await asyncio.shield(loading)
-        except asyncio.CancelledError:
-            loading.add_done_callback(_let_go)
-            raise
+            servable = await load_in_thread(self._load, version)
         except ArtefactError as error:
             self._refuse(version, str(error), final=True)
             return True
@@ -184,9 +181,3 @@ class Reloader:
         self._refused = Refusal(version, reason, datetime.now(UTC), final)
         _log.error(SERVABLE_REFUSED, index_version=version, reason=reason, final=final)
         self._on_refused(version, reason)
-
-
-def _let_go(loading: "asyncio.Future[Servable]") -> None:
-    """Close a version that was loaded for a reloader that is gone."""
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().release()

@@ -239,3 +239,33 @@ async def test_the_end_of_the_service_is_no_failure():
     async with background(lives, on_failure=lambda: failures.append(True)):
         pass
     assert failures == []
+
+
+async def test_a_scenario_is_set_up_answers_and_is_taken_down_while_the_service_runs(toy_store, empty):
+    shutil.copytree(toy_store.store, empty, dirs_exist_ok=True)
+    arms = [{"name": name, "index": toy_store.snapshot, "weight": 1} for name in ("a", "b")]
+
+    async def until(client, status: int):
+        for _ in range(2_000):
+            response = await client.post("/v1/recommendations", json={"scenario": "home", "user_id": "ann", "k": 3})
+            if response.status_code == status:
+                break
+            await asyncio.sleep(0.005)
+        return response
+
+    async with running(empty, reload={"interval_s": 0.01}) as client:
+        assert_problem(await client.post("/v1/recommendations", json={"scenario": "home"}), "not-found")
+        made = await client.put("/v1/aliases/home", json={"experiment": "blue", "arms": arms})
+        assert made.status_code == 200
+        answer = (await until(client, 200)).json()
+        assert answer["experiment"]["name"] == "blue"
+        assert answer["index"]["version"] == toy_store.snapshot
+        assert (await client.get("/version")).json()["scenarios"] == {"home": [toy_store.snapshot] * 2}
+        ready = (await client.get("/readyz")).json()
+        assert ready["checks"]["scenarios"]["status"] == "ok"
+
+    async with running(empty, reload={"interval_s": 0.01}) as client:  # there from the first request on, and as before
+        again = (await client.post("/v1/recommendations", json={"scenario": "home", "user_id": "ann", "k": 3})).json()
+        assert again["experiment"] == answer["experiment"]
+        assert (await client.delete("/v1/aliases/home")).status_code == 204
+        assert_problem(await until(client, 404), "not-found")

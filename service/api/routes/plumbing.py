@@ -68,6 +68,7 @@ def plumbing_routes(parts: PartsSource, border: Border, metrics: Metrics) -> API
             ranker=served.ranker_version,
             index=served.index_version,
             index_built_at=served.index_built_at,
+            scenarios={name: list(versions) for name, versions in served.scenarios.items()},
         )
 
     return router

@@ -16,6 +16,8 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         trace.timings_ms = slate.timings_ms
         for reason in slate.degraded:
             metrics.degraded.labels(reason).inc()
+        if slate.assignment is not None:
+            metrics.arms.labels(slate.assignment.experiment, slate.assignment.arm).inc()
 
     async def recommend(body: RecommendationRequest, trace: Trace) -> RecommendationAnswer:
         """Recommend items to a user, a session or a history that comes with the request.
@@ -23,7 +25,7 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         An unknown user is no error: without any history the answer is what is popular, and says so.
         """
         deadline = border.deadline(body.timeout_ms)
-        slate = await parts().recommender.recommend(query_of(body), deadline=deadline)
+        slate = await parts().recommender.recommend(query_of(body, unit=trace.request_id), deadline=deadline)
         note(trace, slate)
         return recommendation_answer(slate, level=body.explain, took_ms=trace.took_ms())
 
@@ -31,7 +33,9 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         """Say which modality of which past item drove the scores, by which method, and how far to trust it."""
         deadline = border.deadline(body.timeout_ms)
         item_ids = None if body.item_ids is None else tuple(map(ItemId, body.item_ids))
-        slate, explanation = await parts().recommender.explain(query_of(body), item_ids=item_ids, deadline=deadline)
+        slate, explanation = await parts().recommender.explain(
+            query_of(body, unit=trace.request_id), item_ids=item_ids, deadline=deadline
+        )
         note(trace, slate)
         return explanation_answer(slate, explanation, level=body.explain, took_ms=trace.took_ms())
 

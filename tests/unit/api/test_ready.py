@@ -1,11 +1,14 @@
 """Readiness: only what makes answers impossible makes the service unready; it finds out by itself when all is well."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from service.api.ready import Readiness
 from service.recommend.errors import NoServable, Overloaded
+from service.runtime.loading import Refusal
 from tests.fakes import FakeRanker, FakeServable, FakeSource, FakeStore
 
 
@@ -13,6 +16,8 @@ class Registry(FakeSource):
     @property
     def current(self):
         return self.servable
+
+    scenarios: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def acquire(self):
         if self.servable is None:
@@ -40,11 +45,18 @@ class Recommender:
 @pytest.fixture
 def rig():
     rig = SimpleNamespace(
-        registry=Registry(FakeServable()), recommender=Recommender(), store=FakeStore(), draining=False, refused=None
+        registry=Registry(FakeServable()),
+        recommender=Recommender(),
+        store=FakeStore(),
+        draining=False,
+        refused=None,
+        refused_scenarios={},
     )
     rig.ready = Readiness(
         registry=rig.registry,
-        reloader=SimpleNamespace(status=lambda: SimpleNamespace(refused=rig.refused)),
+        reloader=SimpleNamespace(
+            status=lambda: SimpleNamespace(refused=rig.refused, refused_scenarios=rig.refused_scenarios)
+        ),
         recommender=rig.recommender,
         store=rig.store,
         is_draining=lambda: rig.draining,
@@ -114,3 +126,13 @@ async def test_a_ranker_is_listed_where_there_is_one_and_found_well_again_by_ask
     assert await statuses(rig) == (True, {**ALL_OK, "ranker": "degraded"})
     rig.recommender.refuses, rig.recommender.ranker_broken = None, False
     assert await statuses(rig) == (True, {**ALL_OK, "ranker": "ok"})
+
+
+async def test_scenarios_are_listed_and_a_refused_one_is_named(rig):
+    rig.registry.scenarios = {"home": ("snapshot-1",), "cart": ()}
+    assert (await rig.ready()).checks["scenarios"].detail == "cart: nothing; home: snapshot-1"
+    rig.refused_scenarios["cart"] = Refusal("snapshot-2", "has another SHA-256", datetime.now(UTC), final=True)
+    answer = await rig.ready()
+    assert answer.ready
+    assert answer.checks["scenarios"].status == "degraded"
+    assert answer.refused_versions == {"aliases/cart": "has another SHA-256"}
