@@ -20,6 +20,7 @@ from service.adapters.sqlite_store import SqliteStore
 from service.api.access import Access, KeyAccess, LoopbackAccess
 from service.api.app import make_app
 from service.api.keys import KeyRing
+from service.api.limits import RateLimiter
 from service.api.parts import Parts
 from service.api.ready import Readiness
 from service.api.routing import Border
@@ -296,4 +297,4 @@ def open_access(settings: ServiceSettings) -> Access:
         KeysFileError: The keys file can not be read.
     """
     file = settings.auth.keys_file
-    return LoopbackAccess() if file is None else KeyAccess(KeyRing(file))
+    return LoopbackAccess() if file is None else KeyAccess(KeyRing(file), RateLimiter(workers=settings.workers))

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from service.api import problems
 from service.api.keys import KeyRing, Scope
+from service.api.limits import Allowance, RateLimiter
 from service.api.problems import ApiError
 
 _CHALLENGE = ((b"www-authenticate", b'Bearer realm="prismrec"'),)
@@ -14,8 +15,8 @@ _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 class Access(Protocol):
     """Decides whether a request may go on."""
 
-    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> None:
-        """Return when the request may go on.
+    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> Allowance | None:
+        """Return when the request may go on, with what is left of its key's limit; None: it has none.
 
         Args:
             headers: Of the request, names in lower case.
@@ -23,7 +24,7 @@ class Access(Protocol):
             scope: What the key must allow; None: any key will do.
 
         Raises:
-            ApiError: `unauthenticated` or `forbidden`.
+            ApiError: `unauthenticated`, `forbidden` or `rate-limited`.
         """
         ...
 
@@ -31,10 +32,11 @@ class Access(Protocol):
 class KeyAccess:
     """Asks for a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
 
-    def __init__(self, ring: KeyRing) -> None:
+    def __init__(self, ring: KeyRing, limiter: RateLimiter | None = None) -> None:
         self._ring = ring
+        self._limiter = limiter or RateLimiter()
 
-    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> None:  # noqa: ARG002 - of the protocol
+    def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> Allowance | None:  # noqa: ARG002 - of the protocol
         """Look the key up and compare its scopes."""
         kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         presented = bearer.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
@@ -49,6 +51,7 @@ class KeyAccess:
             raise ApiError(problems.UNAUTHENTICATED, "The key is not known.", headers=_CHALLENGE)
         if scope is not None and scope not in key.scopes:
             raise ApiError(problems.FORBIDDEN, f"The key has no scope '{scope}'.")
+        return None if key.limit is None else self._limiter.take(key.digest, key.limit)
 
 
 class LoopbackAccess:

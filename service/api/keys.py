@@ -1,11 +1,13 @@
 """API keys: who may call what. Keys are stored hashed, compared in constant time, rotated without a restart.
 
-A line of the keys file is `<name> <scopes> sha256:<hex>`, scopes separated by commas; `#` begins a comment. A key is 32
-random bytes, so a plain SHA-256 of it can not be searched for; a slow hash would only slow down every request.
+A line of the keys file is `<name> <scopes> sha256:<hex>`, scopes separated by commas. A limit may follow, such as
+`rate=50/100`: 50 requests a second, 100 at once. `#` begins a comment. A key is 32 random bytes, so a plain SHA-256 of
+it can not be searched for; a slow hash would only slow down every request.
 """
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
@@ -16,6 +18,7 @@ from typing import Literal, get_args
 
 import structlog
 
+from service.api.limits import RateLimit
 from service.observability.logging import KEYS_LOADED, KEYS_MISSED, KEYS_REFUSED
 
 Scope = Literal["serve", "events", "explain", "admin"]
@@ -23,6 +26,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
+_RATE = re.compile(r"rate=([0-9]{1,6}(?:\.[0-9]{1,3})?)(?:/([0-9]{1,6}))?")
 _log = structlog.get_logger()
 
 
@@ -37,6 +41,7 @@ class Key:
     name: str
     scopes: frozenset[Scope]
     digest: bytes
+    limit: RateLimit | None = None
 
 
 def new_key(*, name: str, scopes: Iterable[str]) -> tuple[str, str]:
@@ -66,9 +71,9 @@ def parse_keys(text: str, *, source: str) -> tuple[Key, ...]:
         parts = line.partition("#")[0].split()
         if not parts:
             continue
-        if len(parts) != 3:
-            raise KeysFileError(f"{source}, line {number}: needs a name, scopes and a hash")
-        name, scopes, hashed = parts
+        if len(parts) not in (3, 4):
+            raise KeysFileError(f"{source}, line {number}: needs a name, scopes and a hash, and may have a rate")
+        name, scopes, hashed = parts[:3]
         if not _NAME.fullmatch(name):
             raise KeysFileError(f"{source}, line {number}: the name may have letters, digits and '_', '.', '-'")
         unknown = sorted(set(scopes.split(",")) - set(SCOPES))
@@ -77,8 +82,23 @@ def parse_keys(text: str, *, source: str) -> tuple[Key, ...]:
         match = _HASH.fullmatch(hashed)
         if match is None:
             raise KeysFileError(f"{source}, line {number}: the hash must be sha256: and 64 hexadecimal digits")
-        keys.append(Key(name, frozenset(s for s in SCOPES if s in scopes.split(",")), bytes.fromhex(match[1])))
+        limit = None
+        if len(parts) == 4:
+            limit = _parse_limit(parts[3])
+            if limit is None:
+                raise KeysFileError(
+                    f"{source}, line {number}: the rate must be such as rate=50 or rate=50/100, above 0"
+                )
+        keys.append(Key(name, frozenset(s for s in SCOPES if s in scopes.split(",")), bytes.fromhex(match[1]), limit))
     return tuple(keys)
+
+
+def _parse_limit(text: str) -> RateLimit | None:
+    match = _RATE.fullmatch(text)
+    if match is None or float(match[1]) <= 0 or (match[2] is not None and int(match[2]) < 1):
+        return None
+    rate = float(match[1])
+    return RateLimit(rate, int(match[2]) if match[2] is not None else max(math.ceil(rate), 1))
 
 
 class KeyRing:

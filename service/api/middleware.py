@@ -70,6 +70,8 @@ class Envelope:
             timings = trace.timings_ms
             stages = [f"{stage};dur={timings[stage]:.2f}" for stage in STAGES if stage in timings]
             headers.append((b"server-timing", ", ".join(stages).encode()))
+        if trace.allowance is not None:
+            headers += trace.allowance.headers()
         if self._is_draining():
             headers.append((b"connection", b"close"))  # so that its next request goes to another replica
         message["headers"] = headers

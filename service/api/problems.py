@@ -37,6 +37,7 @@ CONFLICT = ProblemType("conflict", "What is kept does not allow this", 409)
 PAYLOAD_TOO_LARGE = ProblemType("payload-too-large", "The body is too large", 413)
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", "The body must be application/json", 415)
 VALIDATION_ERROR = ProblemType("validation-error", "The request is not valid", 422)
+RATE_LIMITED = ProblemType("rate-limited", "The key has sent too many requests", 429)
 INTERNAL = ProblemType("internal", "Something went wrong on our side", 500)
 OVERLOADED = ProblemType("overloaded", "Too many requests right now", 503)
 NOT_READY = ProblemType("not-ready", "No model is loaded yet", 503)
@@ -54,6 +55,7 @@ PROBLEM_TYPES = (
     PAYLOAD_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     VALIDATION_ERROR,
+    RATE_LIMITED,
     INTERNAL,
     OVERLOADED,
     NOT_READY,

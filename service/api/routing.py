@@ -25,6 +25,7 @@ from api_schemas.problem import Problem
 from service.api import problems
 from service.api.access import Access
 from service.api.keys import Scope as KeyScope
+from service.api.limits import Allowance
 from service.api.problems import ApiError
 from service.recommend.deadline import Deadline
 
@@ -43,7 +44,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 class Trace:
     """What is known of one request from its first byte to its last."""
 
-    __slots__ = ("headers", "problem", "request_id", "route", "started", "status", "timings_ms")
+    __slots__ = ("allowance", "headers", "problem", "request_id", "route", "started", "status", "timings_ms")
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         given = headers.get(b"x-request-id", b"")
@@ -53,6 +54,7 @@ class Trace:
         self.timings_ms: Mapping[str, float] = {}
         self.route = "other"
         self.status = 0
+        self.allowance: Allowance | None = None
         self.problem: str | None = None
 
     def took_ms(self) -> float:
@@ -88,10 +90,11 @@ class Border:
         """Return when the caller may use what needs this key scope.
 
         Raises:
-            ApiError: `unauthenticated` or `forbidden`.
+            ApiError: `unauthenticated`, `forbidden` or `rate-limited`.
         """
         client = scope.get("client")
-        self._access.check(scope[TRACE].headers, client=client[0] if client else None, scope=needs)
+        trace: Trace = scope[TRACE]
+        trace.allowance = self._access.check(trace.headers, client=client[0] if client else None, scope=needs)
 
     def guard(self, route: str, *, needs: KeyScope | None) -> Callable[[Request], Awaitable[None]]:
         """Return a FastAPI dependency that checks access and notes the route's name."""
