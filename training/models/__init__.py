@@ -16,6 +16,7 @@ from training.models.graph import GraphInputs, GraphModel, GraphSettings
 from training.models.grcn import Grcn, GrcnConfig
 from training.models.huign import Huign, HuignConfig
 from training.models.id_model import IdModel, LearnedUsers
+from training.models.item_item import EaseConfig, ItemItem, ItemItemSettings, ItemKnnConfig
 from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.mmgcn import Mmgcn, MmgcnConfig
@@ -54,10 +55,13 @@ GraphFamily = (
 ConceptFamily = MacridVaeConfig
 """Items have vectors of their own, users are read from their histories in training as later."""
 
+ItemItemFamily = EaseConfig | ItemKnnConfig
+"""Items have weights of each other, solved in closed form; a user is the sum over the history."""
+
 RankerFamily = NeuMfConfig | NfmConfig | VecfConfig | PamdUserConfig
 """Users and items have vectors of their own, and a network scores the two: it orders what another model retrieves."""
 
-IdFamily = FactorFamily | GraphFamily | ConceptFamily | RankerFamily
+IdFamily = FactorFamily | GraphFamily | ConceptFamily | ItemItemFamily | RankerFamily
 
 ModelConfig = Annotated[ContentFamily | IdFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
@@ -77,6 +81,7 @@ __all__ = [
     "DisenGcn",
     "DisenGcnConfig",
     "DuifConfig",
+    "EaseConfig",
     "FactorFamily",
     "FactorModel",
     "FactorSettings",
@@ -92,6 +97,10 @@ __all__ = [
     "IdFamily",
     "IdModel",
     "InvrlConfig",
+    "ItemItem",
+    "ItemItemFamily",
+    "ItemItemSettings",
+    "ItemKnnConfig",
     "LearnedUsers",
     "LightGcnChannelsConfig",
     "LightGcnConfig",
