@@ -236,13 +236,12 @@ class FactorRun(RunConfig):
     @classmethod
     def _own_encoders_need_not_be_asked_for(cls, document: object) -> object:
         """Write `exact` for a family that has an encoder of its own and is asked for none."""
-        if not isinstance(document, dict):
-            return document
-        match document:
-            case {"model": {"kind": kind}, "serving": {**given}} if kind in _OWN_ENCODERS:
-                return {**document, "serving": {"fold_in": "exact", **given}}
-            case {"model": {"kind": kind}} if kind in _OWN_ENCODERS and "serving" not in document:
-                return {**document, "serving": {"fold_in": "exact"}}
+        if isinstance(document, dict):
+            match document:
+                case {"model": {"kind": kind}, "serving": {**given}} if kind in _OWN_ENCODERS:
+                    return {**document, "serving": {"fold_in": "exact", **given}}
+                case {"model": {"kind": kind}} if kind in _OWN_ENCODERS and "serving" not in document:
+                    return {**document, "serving": {"fold_in": "exact"}}
         return document
 
     @model_validator(mode="after")
