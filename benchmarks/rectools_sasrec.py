@@ -36,9 +36,8 @@ def main() -> None:
     """Train as told, on the CPU, and say how long each epoch took."""
     told = json.load(sys.stdin)
     torch.set_num_threads(told["threads"])
-    frame = pd.read_parquet(told["interactions"])
+    frame = pd.read_csv(told["interactions"])
     frame["datetime"] = pd.to_datetime(frame["datetime"], unit="s")
-    clock = Clock()
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -55,10 +54,11 @@ def main() -> None:
         dropout_rate=0.0,
         dataloader_num_workers=0,
         item_net_block_types=(IdEmbeddingsItemNet,),
-        get_trainer_func=lambda: Trainer(max_epochs=told["epochs"], accelerator="cpu", callbacks=[clock], **quiet),
+        get_trainer_func=lambda: Trainer(max_epochs=told["epochs"], accelerator="cpu", callbacks=[Clock()], **quiet),
     )
     model.fit(Dataset.construct(frame))
-    sys.stdout.write(json.dumps(clock.seconds) + "\n")
+    (seconds,) = (one.seconds for one in model.fit_trainer.callbacks if isinstance(one, Clock))  # a copy is run
+    sys.stdout.write(json.dumps(seconds) + "\n")
 
 
 if __name__ == "__main__":
