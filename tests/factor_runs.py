@@ -8,17 +8,18 @@ from training.config import FactorRun, parse_config
 from training.evaluate_bundle import judged_users
 from training.factors.bundle import write_tables
 from training.factors.trainer import TrainedFactors, train_factors
-from training.models import FactorFamily, GraphFamily, RankerFamily
+from training.models import FactorFamily, GraphFamily, ItemItemFamily, RankerFamily
 from training.progress import Unwatched
 
-FACTOR_FAMILIES, GRAPH_FAMILIES, RANKER_FAMILIES = (
+FACTOR_FAMILIES, GRAPH_FAMILIES, RANKER_FAMILIES, ITEM_ITEM_FAMILIES = (
     [family.model_fields["kind"].default for family in get_args(union)]
-    for union in (FactorFamily, GraphFamily, RankerFamily)
+    for union in (FactorFamily, GraphFamily, RankerFamily, ItemItemFamily)
 )
 FAMILIES = [*FACTOR_FAMILIES, *GRAPH_FAMILIES, *RANKER_FAMILIES]
 
-OWN_ENCODERS = ["macridvae"]
-"""Families that learn no users: all are read from their histories, by the encoder that was trained."""
+TRAINED_ENCODERS = ["macridvae"]
+OWN_ENCODERS = [*TRAINED_ENCODERS, *ITEM_ITEM_FAMILIES]
+"""Families that learn no users: all are read from their histories, by the encoder that was trained or by the sum."""
 
 RUN = """
 name = "toy"
@@ -38,13 +39,20 @@ every_epochs = 20
 [export]
 faithfulness_users = 2
 """
-QUICK = {"invrl": ["model.iterations=1", "model.partition.rounds=2"], "cb2cf": ["model.network.epochs=10"]}
+QUICK = {
+    "ease": ["model.ridge=20.0"],
+    "item_knn": ["model.neighbours=30"],
+    "invrl": ["model.iterations=1", "model.partition.rounds=2"],
+    "cb2cf": ["model.network.epochs=10"],
+}
 
 
 def config_of(kind: str, *overrides: str, split: str = "interactions") -> FactorRun:
     """Return the short run of a family, with these settings changed."""
     batch_size = 64 if kind in ("ultragcn", "invrl", *OWN_ENCODERS) else 256
     text = RUN.format(kind=kind, split=split, batch_size=batch_size)
+    if kind in ITEM_ITEM_FAMILIES:  # nothing is drawn
+        text = text.replace("init_std = 0.1\n", "")
     return parse_config(text, [*QUICK.get(kind, []), *overrides])
 
 

@@ -22,7 +22,6 @@ from training.models import (
     ContentFamily,
     IdFamily,
     InvrlConfig,
-    MacridVaeConfig,
     ModelConfig,
     RankerSettings,
     VecfConfig,
@@ -34,6 +33,9 @@ MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@
 
 SearchValue = bool | int | float | str
 SearchSpace = dict[str, Annotated[tuple[SearchValue, ...], Field(min_length=1)]]
+
+_OWN_ENCODERS = ("macridvae", "ease", "item_knn")
+"""Kinds that learn no users and read them all by one rule of their own."""
 
 _NOT_SEARCHED = (
     "name",
@@ -155,7 +157,7 @@ class ServingConfig(Settings):
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
         "closed form to the learned users. exact: what propagation gives a new node of the graph (lightgcn, "
         "lightgcn_channels, slmrec), or the affine map where that finds more of users that neither was fitted on. "
-        "macridvae: its own encoder, and there is no other; rankers: affine alone. "
+        "macridvae, ease, item_knn: their own encoder, and there is no other; rankers: affine alone. "
         "softmax: a map trained to find the next item, from the better of those. attention: so trained, and the mean "
         "is weighted. What is trained is kept if it finds more of those users.",
     )
@@ -234,19 +236,18 @@ class FactorRun(RunConfig):
     @classmethod
     def _own_encoders_need_not_be_asked_for(cls, document: object) -> object:
         """Write `exact` for a family that has an encoder of its own and is asked for none."""
-        if not isinstance(document, dict):
-            return document
-        match document:
-            case {"model": {"kind": "macridvae"}, "serving": {**given}}:
-                return {**document, "serving": {"fold_in": "exact", **given}}
-            case {"model": {"kind": "macridvae"}} if "serving" not in document:
-                return {**document, "serving": {"fold_in": "exact"}}
+        if isinstance(document, dict):
+            match document:
+                case {"model": {"kind": kind}, "serving": {**given}} if kind in _OWN_ENCODERS:
+                    return {**document, "serving": {"fold_in": "exact", **given}}
+                case {"model": {"kind": kind}} if kind in _OWN_ENCODERS and "serving" not in document:
+                    return {**document, "serving": {"fold_in": "exact"}}
         return document
 
     @model_validator(mode="after")
     def _own_encoders_are_the_only_ones(self) -> Self:
-        if isinstance(self.model, MacridVaeConfig) and self.serving.fold_in != "exact":
-            raise ValueError(f"serving.fold_in = {self.serving.fold_in} reads no user of macridvae: exact does")
+        if self.model.kind in _OWN_ENCODERS and self.serving.fold_in != "exact":
+            raise ValueError(f"serving.fold_in = {self.serving.fold_in} reads no user of {self.model.kind}: exact does")
         return self
 
     @model_validator(mode="after")

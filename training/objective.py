@@ -1,7 +1,7 @@
 """What a step minimises: the softmax over next items, and Demure's losses on augmented views (Eq. 15).
 
-Legend: `B` batch, `V` users of it with views, `L` history length, `D` vector width, `J` views, `U` encoded items, `N`
-negatives, `P` pool items.
+Legend: `B` batch, `V` users of it with views, `L` history length, `D` vector width, `Q` queries of a user, `X` queries
+with a target, `J` views, `U` encoded items, `N` negatives, `P` pool items, or places of a history in line.
 """
 
 import math
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.augment import AugmentConfig, Polarity
+from training.blocks import places as places_of
 from training.data.batches import Batch
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions
 from training.data.negatives import NegativeSampler, NegativesConfig, SampledSoftmaxConfig
 from training.losses import contrastive, full_softmax, sampled_softmax, view_similarity
-from training.models import ContentModel
+from training.models import ContentModel, SasRec
 from training.views import EncodedItems, Histories, Pool, Replacer, interest_scores, make_view
 
 _ENCODE_WHOLE_BELOW = 8192
@@ -78,13 +79,17 @@ class Objective:
         # The users with views are encoded apart, so that their interest scores cost a backward pass over them alone.
         parts = [slice(0, num_viewed), slice(num_viewed, None)] if 0 < num_viewed < len(target_B) else [slice(None)]
         histories = [self._histories(items, places(history_BL[part]), mask_BL[part]) for part in parts]
-        query_BD = torch.cat([self._query(part.vectors_BLD, part.mask_BL) for part in histories])
+        aims = [
+            self._aims(one, history_BL[part], target_B[part], items=items, places=places)
+            for one, part in zip(histories, parts, strict=True)
+        ]
+        query_BD, aimed_B = (torch.cat(pieces) for pieces in zip(*aims, strict=True))
 
-        size = len(target_B)
+        size = len(aimed_B)
         if augment is None or pool_P is None:
             total, softmax_B = self._softmax(
                 query_BD,
-                target_B,
+                aimed_B,
                 query_BD.new_full((size,), 1 / size),
                 items=items,
                 places=places,
@@ -161,6 +166,24 @@ class Objective:
     def _query(self, vectors_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         return self._model.encode_users(vectors_BLD, mask_BL).squeeze(-2)
 
+    def _aims(
+        self, histories: Histories, history_BL: Tensor, target_B: Tensor, *, items: EncodedItems, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries `[X, D]` and the row of the item that each is to find `[X]`.
+
+        A user of several queries learns by the one that scores the target best. A model that reads every place at once
+        learns from all of them: each is to find the next item of the history, the last one the target.
+        """
+        if isinstance(self._model, SasRec):
+            state_BPD, mask_BP = self._model.read_all(histories.vectors_BLD, histories.mask_BL)
+            return state_BPD[mask_BP], next_items(history_BL, histories.mask_BL, target_B)[mask_BP]
+        query_BQD = self._model.encode_users(histories.vectors_BLD, histories.mask_BL)
+        if self._model.num_queries == 1:
+            return query_BQD.squeeze(-2), target_B
+        target_BD1 = F.embedding(places(target_B), items.vectors_UD).unsqueeze(-1)
+        best_B11 = (query_BQD @ target_BD1).argmax(dim=1, keepdim=True)
+        return query_BQD.take_along_dim(best_B11, dim=1).squeeze(1), target_B
+
     def _softmax(
         self,
         query_BD: Tensor,
@@ -183,14 +206,15 @@ class Objective:
         return (loss_B * weight_B).sum(), loss_B.detach()
 
     def _default_loss(self, target_B: Tensor, items: EncodedItems, places: Places, negative_N: Tensor | None) -> Tensor:
-        """Return the softmax loss of the one query that stands for an empty history, against the batch's targets.
+        """Return the softmax loss of the queries that stand for an empty history, against the batch's targets.
 
         Item vectors count as constants: the query learns popularity in their space and nothing else changes. It costs
         one row of scores, where empty histories in the batch would cost a share of it.
         """
         no_item_1LD = torch.zeros((1, 1, items.vectors_UD.shape[-1]), device=self._device)
-        query_D = self._query(no_item_1LD, torch.zeros((1, 1), dtype=torch.bool, device=self._device)).squeeze(0)
-        score_U = (items.vectors_UD.detach() @ query_D.to(items.vectors_UD.dtype)).float()
+        no_mask_1L = torch.zeros((1, 1), dtype=torch.bool, device=self._device)
+        query_QD = self._model.encode_users(no_item_1LD, no_mask_1L).squeeze(0)
+        score_U = (items.vectors_UD.detach() @ query_QD.to(items.vectors_UD.dtype).T).amax(dim=-1).float()
         target_score_B = score_U[places(target_B)]
         if self._sampler is None or negative_N is None:
             return torch.logsumexp(score_U, dim=-1) - target_score_B.mean()
@@ -248,3 +272,13 @@ class Objective:
             return torch.stack([self._query(view_VLD, histories.mask_BL) for view_VLD in views])
 
         return users("positive"), users("negative")
+
+
+def next_items(history_BL: Tensor, mask_BL: Tensor, target_B: Tensor) -> Tensor:
+    """Return the row of the item that follows each place of histories in line `[B, L]`; the target follows all."""
+    length = history_BL.shape[1]
+    place_BL = places_of(mask_BL, length=length)
+    # What stands nowhere goes to a place of its own, behind.
+    place_BL = torch.where(place_BL >= 0, place_BL, length)
+    rows_BL1 = place_BL.new_zeros(len(target_B), length + 1).scatter(1, place_BL, history_BL)
+    return torch.cat([rows_BL1[:, 1:length], target_B.unsqueeze(-1)], dim=1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from index.dataset import Dataset
-from tests.factor_runs import FAMILIES, OWN_ENCODERS, config_of
+from tests.factor_runs import FAMILIES, TRAINED_ENCODERS, config_of
 from training.data.catalogue import Catalogue
 from training.data.interactions import read_interactions
 from training.data.split import make_split
@@ -19,7 +19,7 @@ BEHIND_RECTIFIERS = ("ranker.layers.hidden.", "first_user.", "first_id_WG", "fir
 """Weights of rankers that units which are off keep still."""
 
 
-@pytest.fixture(params=[*FAMILIES, *OWN_ENCODERS])
+@pytest.fixture(params=[*FAMILIES, *TRAINED_ENCODERS])
 def plan(request, toy_dataset) -> Plan:
     config = config_of(request.param, *STILL)
     dataset = Dataset.open(toy_dataset)

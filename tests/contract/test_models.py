@@ -77,9 +77,25 @@ def test_padding_changes_nothing_and_length_is_free(model, raw, presence):
         torch.testing.assert_close(found, model.encode_users(items[None], mask[:, :3]))
 
 
-def test_the_order_of_a_history_does_not_matter(model, raw, presence):
+def test_the_order_of_a_history_matters_where_the_model_says_so(model, raw, presence):
     items, mask = model.encode_items(raw, presence)[None, :4], torch.ones(1, 4, dtype=torch.bool)
-    torch.testing.assert_close(model.encode_users(items, mask), model.encode_users(items.flip(1), mask))
+    there, back = model.encode_users(items, mask), model.encode_users(items.flip(1), mask)
+    assert torch.allclose(there, back) != model.reads_order
+
+
+def test_what_lies_between_items_changes_nothing(model, raw, presence):
+    items = model.encode_items(raw, presence)[:3]
+    filler = torch.full((1, model.dim), 1e3, dtype=torch.float64)
+    holes = torch.cat([items[:1], filler, items[1:2], items[2:3], filler])
+    mask = torch.tensor([[True, False, True, True, False]])
+    expected = model.encode_users(items[None], torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(model.encode_users(holes[None], mask), expected)
+
+
+def test_a_longer_history_counts_by_its_last_items_where_order_does(model, raw, presence):
+    items, mask = model.encode_items(raw, presence), torch.ones(1, B, dtype=torch.bool)
+    last = model.encode_users(items[None, B - L :], mask[:, :L])
+    assert torch.allclose(model.encode_users(items[None], mask), last) == model.reads_order
 
 
 def test_an_empty_history_gives_one_learned_answer(model):

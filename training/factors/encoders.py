@@ -82,6 +82,18 @@ class ExactEncoder(RowEncoder):
         return mask_BL * mask_BL.sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
 
 
+class SumEncoder(RowEncoder):
+    """The sum of the history's rows as they are; of no history, nothing."""
+
+    def __init__(self, dim: int) -> None:
+        """Read rows of this width."""
+        super().__init__(torch.eye(dim), torch.zeros(dim), torch.zeros(dim))
+
+    def weights_of(self, mask_BL: Tensor) -> Tensor:
+        """Return 1, nothing in padding."""
+        return mask_BL.float()
+
+
 class AttentionEncoder(MeanEncoder):
     """The same with a weighted mean: an item's weight is softmax(w . tanh(W x + b)) over the history.
 

@@ -14,11 +14,11 @@ from training.config import FactorRun
 from training.data.split import HeldOut
 from training.factors.concept_encoder import ConceptEncoder
 from training.factors.data import FactorData
-from training.factors.encoders import AttentionEncoder, MeanEncoder, RowEncoder
+from training.factors.encoders import AttentionEncoder, MeanEncoder, RowEncoder, SumEncoder
 from training.factors.fold_in import FoldInMap, ItemTables, exact_map, fit_affine, mean_map, pool
 from training.factors.gate import GATE_CUTOFF, ServingError, gate_recall
 from training.factors.learned import learn
-from training.models import GraphModel, IdModel, LearnedUsers, MacridVae, RankerModel
+from training.models import GraphModel, IdModel, ItemItem, LearnedUsers, MacridVae, RankerModel
 
 
 def item_tables(model: IdModel, data: FactorData) -> ItemTables:
@@ -31,6 +31,8 @@ def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: Ite
     length = config.model.history_length
     if isinstance(model, MacridVae):
         return FoldInMap("exact", length, ConceptEncoder(model.concepts), None, None)
+    if isinstance(model, ItemItem):
+        return FoldInMap("exact", length, SumEncoder(model.dim), None, None)
     assert isinstance(model, LearnedUsers)
     users = _fitted_users(data, gate)
     target_UD = model.users(torch.from_numpy(users))

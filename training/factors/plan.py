@@ -7,6 +7,7 @@ import torch
 
 from training.blocks.disentangled import DisentangledEncoder
 from training.config import FactorRun
+from training.factors.closed_form import ClosedFormStage
 from training.factors.concept_fit import ConceptFit
 from training.factors.data import FactorData
 from training.factors.environments import PartitionStage
@@ -19,12 +20,16 @@ from training.factors.pretraining_stage import PretrainingStage
 from training.factors.stages import Carry, PlannedStage, Stage
 from training.models import (
     Cb2cfConfig,
+    EaseConfig,
     FactorModel,
     FeatureSpec,
     GraphInputs,
     GraphSettings,
     IdModel,
     InvrlConfig,
+    ItemItem,
+    ItemItemSettings,
+    ItemKnnConfig,
     MacridVaeConfig,
     PairwiseSettings,
     PamdConfig,
@@ -61,6 +66,8 @@ class Plan:
                 PlannedStage("pretrain", lambda number, _carry: self._pretraining(number, family)),
                 PlannedStage("fit", lambda number, carry: self._fit("fit", number, FINAL, self._pretrained(carry))),
             ]
+        if isinstance(family, EaseConfig | ItemKnnConfig):
+            return [PlannedStage("solve", lambda number, _carry: self._solved(number, family))]
         stages = [PlannedStage("fit", lambda number, _carry: self._fit("fit", number, FINAL))]
         if isinstance(family, Cb2cfConfig):
             stages.append(PlannedStage("network", lambda number, carry: self._network(number, family, carry)))
@@ -84,7 +91,7 @@ class Plan:
             torch.manual_seed(self._config.seed)
             if isinstance(family, GraphSettings):
                 return family.build(GraphInputs(data.graph, self._features, data.content, data.presence_IM))
-            if isinstance(family, MacridVaeConfig):
+            if isinstance(family, MacridVaeConfig | ItemItemSettings):
                 return family.build(num_items=data.num_items)
             if isinstance(family, RankerSettings):
                 return family.build(self._features, data.presence_IM, num_users=data.num_users)
@@ -128,6 +135,11 @@ class Plan:
             return RankerFit(fit, family)
         assert isinstance(family, UltraGcnSettings)
         return UltraGcnFit(fit, family)
+
+    def _solved(self, number: int, family: EaseConfig | ItemKnnConfig) -> Stage:
+        model = self.model()
+        assert isinstance(model, ItemItem)
+        return ClosedFormStage(number, model, self._data, family, prefix=FINAL)
 
     def _pretraining(self, number: int, family: PamdConfig | PamdUserConfig) -> Stage:
         settings = family.pretraining.model_copy(update={"dim": family.dim})

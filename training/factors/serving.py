@@ -31,6 +31,7 @@ from training.factors.new_users import choose_fold_in, fit_fold_in, item_tables,
 from training.factors.plan import Plan
 from training.factors.served import ServedById, ServedFactors, ServedTables
 from training.factors.served_concepts import ServedConcepts
+from training.factors.served_item_item import ServedItemItem
 from training.factors.served_pamd import ServedPamd
 from training.factors.served_ranker import ServedRanker
 from training.factors.stages import Carry
@@ -41,6 +42,7 @@ from training.models import (
     GraphModel,
     IdModel,
     InvrlConfig,
+    ItemItem,
     LearnedUsers,
     MacridVae,
     PamdModel,
@@ -165,6 +167,8 @@ def _served(
         return ServedPamd(model, features.modalities, history_length=length, imputer=imputer, users=users)
     if isinstance(model, MacridVae):
         return ServedConcepts(model, features.modalities, history_length=length, imputer=imputer, users=users)
+    if isinstance(model, ItemItem):
+        return ServedItemItem(model, features.modalities, history_length=length, imputer=imputer, users=users)
     if isinstance(model, RankerModel):
         return ServedRanker(model, features.modalities, history_length=length, imputer=imputer, users=users)
     assert isinstance(model, GraphModel)

@@ -108,7 +108,9 @@ def train_factors(
             observer=observer,
             should_stop=should_stop,
         )
+        started = time.monotonic()
         handed_on, facts = stage.finish()
+        state = state.model_copy(update={"elapsed_s": state.elapsed_s + time.monotonic() - started})
         carry = {**carry, **handed_on}
         seconds = state.elapsed_s - sum(report.seconds for report in state.reports)
         report = StageReport(name=stage.name, steps=state.step, seconds=seconds, facts=facts)

@@ -8,16 +8,20 @@ from typing import Annotated
 
 from pydantic import Field
 
+from training.models.comirec import ComiRecDr, ComiRecDrConfig, ComiRecSa, ComiRecSaConfig
 from training.models.content import ContentModel
 from training.models.demure import BaseConfig, Demure, DemureConfig
 from training.models.disengcn import DisenGcn, DisenGcnConfig
 from training.models.factors import FactorModel, FactorSettings
 from training.models.graph import GraphInputs, GraphModel, GraphSettings
 from training.models.grcn import Grcn, GrcnConfig
+from training.models.gru4rec import Gru4Rec, Gru4RecConfig
 from training.models.huign import Huign, HuignConfig
 from training.models.id_model import IdModel, LearnedUsers
+from training.models.item_item import EaseConfig, ItemItem, ItemItemSettings, ItemKnnConfig
 from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
+from training.models.mind import Mind, MindConfig
 from training.models.mmgcn import Mmgcn, MmgcnConfig
 from training.models.neumf import NeuMf, NeuMfConfig
 from training.models.nfm import Nfm, NfmConfig
@@ -26,12 +30,23 @@ from training.models.pairwise import BprPlusConfig, Cb2cfConfig, DuifConfig, MfB
 from training.models.pamd import PamdConfig, PamdModel
 from training.models.pamd_user import PamdUser, PamdUserConfig
 from training.models.ranker import Ranker, RankerModel, RankerSettings, ScoredPairs
+from training.models.sasrec import SasRec, SasRecConfig
 from training.models.servable import FeatureSpec, Retriever, ServableModel, over_queries, score_catalogue
 from training.models.slmrec import ChannelModel, Channels, LightGcnChannelsConfig, Slmrec, SlmrecConfig
 from training.models.ultragcn import InvrlConfig, UltraGcnConfig, UltraGcnSettings
 from training.models.vecf import Vecf, VecfConfig
+from training.models.youtube_dnn import YoutubeDnn, YoutubeDnnConfig
 
-ContentFamily = DemureConfig | BaseConfig
+ContentFamily = (
+    DemureConfig
+    | BaseConfig
+    | YoutubeDnnConfig
+    | Gru4RecConfig
+    | MindConfig
+    | ComiRecSaConfig
+    | ComiRecDrConfig
+    | SasRecConfig
+)
 """Items and users from content: nothing is learned for a single user or item."""
 
 FactorFamily = (
@@ -54,10 +69,13 @@ GraphFamily = (
 ConceptFamily = MacridVaeConfig
 """Items have vectors of their own, users are read from their histories in training as later."""
 
+ItemItemFamily = EaseConfig | ItemKnnConfig
+"""Items have weights of each other, solved in closed form; a user is the sum over the history."""
+
 RankerFamily = NeuMfConfig | NfmConfig | VecfConfig | PamdUserConfig
 """Users and items have vectors of their own, and a network scores the two: it orders what another model retrieves."""
 
-IdFamily = FactorFamily | GraphFamily | ConceptFamily | RankerFamily
+IdFamily = FactorFamily | GraphFamily | ConceptFamily | ItemItemFamily | RankerFamily
 
 ModelConfig = Annotated[ContentFamily | IdFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
@@ -68,6 +86,10 @@ __all__ = [
     "Cb2cfConfig",
     "ChannelModel",
     "Channels",
+    "ComiRecDr",
+    "ComiRecDrConfig",
+    "ComiRecSa",
+    "ComiRecSaConfig",
     "ConceptFamily",
     "Concepts",
     "ContentFamily",
@@ -77,6 +99,7 @@ __all__ = [
     "DisenGcn",
     "DisenGcnConfig",
     "DuifConfig",
+    "EaseConfig",
     "FactorFamily",
     "FactorModel",
     "FactorSettings",
@@ -87,17 +110,25 @@ __all__ = [
     "GraphSettings",
     "Grcn",
     "GrcnConfig",
+    "Gru4Rec",
+    "Gru4RecConfig",
     "Huign",
     "HuignConfig",
     "IdFamily",
     "IdModel",
     "InvrlConfig",
+    "ItemItem",
+    "ItemItemFamily",
+    "ItemItemSettings",
+    "ItemKnnConfig",
     "LearnedUsers",
     "LightGcnChannelsConfig",
     "LightGcnConfig",
     "MacridVae",
     "MacridVaeConfig",
     "MfBprConfig",
+    "Mind",
+    "MindConfig",
     "Mmgcn",
     "MmgcnConfig",
     "ModelConfig",
@@ -117,6 +148,8 @@ __all__ = [
     "RankerModel",
     "RankerSettings",
     "Retriever",
+    "SasRec",
+    "SasRecConfig",
     "ScoredPairs",
     "ServableModel",
     "Slmrec",
@@ -126,6 +159,8 @@ __all__ = [
     "VbprConfig",
     "Vecf",
     "VecfConfig",
+    "YoutubeDnn",
+    "YoutubeDnnConfig",
     "over_queries",
     "score_catalogue",
 ]

@@ -5,6 +5,7 @@ Legend: `D_m` raw width, `R` width after conditioning, `M` modalities, `S` state
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,7 +13,10 @@ from training.models.servable import FeatureSpec, Retriever
 
 
 class ContentModel(Retriever):
-    """Items from modalities, users from items: no user id, no item id, no positions. Its parts are the modalities."""
+    """Items from modalities, users from items: no user id, no item id. Its parts are the modalities."""
+
+    reads_order: ClassVar[bool] = False
+    """Whether the order of a history counts; else it is a set."""
 
     def __init__(
         self, features: FeatureSpec, *, dim: int, state_dim: int, history_length: int, num_queries: int
