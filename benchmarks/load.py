@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rates", type=_numbers, default=[500, 1_000, 1_500, 2_000])
     parser.add_argument("--seconds", type=float, default=15.0, help="counted seconds of each load")
     parser.add_argument("--warmup-s", type=float, default=3.0)
-    parser.add_argument("--executable", type=Path, default=Path(sys.executable).parent / "prismrec-serve")
+    parser.add_argument("--executable", type=Path, default=server.EXECUTABLE)
     parser.add_argument("--name", default="load")
     arguments = parser.parse_args()
 
@@ -66,8 +66,10 @@ def _measure(run: dict[str, Any], arguments: argparse.Namespace, *, store: Path)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "service.log"
     with (
-        _events_in(run["store"], folder) as history,
-        server.service(arguments.executable, store, history=history, workers=arguments.workers, log=log) as service,
+        events_in(run["store"], folder) as history,
+        server.service(
+            store, history=history, workers=arguments.workers, log=log, executable=arguments.executable
+        ) as service,
     ):
         run["ingest"] = _fill(service, num_items=run["items"])
         run["stages"] = _stages(service)
@@ -90,15 +92,16 @@ def _measure(run: dict[str, Any], arguments: argparse.Namespace, *, store: Path)
 
 
 @contextmanager
-def _events_in(kind: str, folder: Path) -> Iterator[str]:
+def events_in(kind: str, folder: Path) -> Iterator[str]:
+    """Give the address of an empty event store, `sqlite` or `redis`, as long as the block runs."""
     data = folder / "events"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     if kind == "sqlite":
         yield f"sqlite:{data / 'events.db'}"
         return
-    with server.redis(data) as address:
-        yield address
+    with server.redis(data) as store:
+        yield store.address
 
 
 def _fill(service: server.Service, *, num_items: int) -> dict[str, float]:
