@@ -107,6 +107,9 @@ bench: $(VENV)/.dev  ## stages in process, then the service under load; writes b
 	    --json benchmarks/results/stages.json | tee benchmarks/results/stages.txt
 	$(BIN)/python -m benchmarks.load
 
+chaos: $(VENV)/.dev  ## every fault under load, at full length (about an hour); writes benchmarks/results and docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos all; code=$$?; $(BIN)/python -m tests.docs.reference; exit $$code
+
 docker:  ## build the two images (needs a container engine)
 	docker build --target service --tag prismrec .
 	docker build --target training --tag prismrec-training .
@@ -114,4 +117,4 @@ docker:  ## build the two images (needs a container engine)
 clean:  ## remove the demo, its data and caches (not .venv)
 	rm -rf $(DEMO) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo demo-check test lint fmt types imports check docs bench docker clean
+.PHONY: help install demo demo-check test lint fmt types imports check docs bench chaos docker clean

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,15 +155,32 @@ def _check(answer: dict[str, Any]) -> None:
 def _load(
     service: server.Service, mode: str, level: int, explain: str, *, seconds: float, warmup_s: float
 ) -> dict[str, Any]:
-    bodies = prepare.FOLDER / "run/bodies.jsonl"
     extra = {} if explain == "none" else {"explain": explain}
-    bodies.write_text("\n".join(json.dumps({"user_id": f"user-{user}", "k": K, **extra}) for user in range(NUM_USERS)))
-    command = [sys.executable, CLIENT, "--port", service.port, "--bodies", bodies]
-    command += ["--seconds", seconds, "--warmup-s", warmup_s]
-    command += ["--concurrency", level] if mode == "closed" else ["--rate", level]
+    bodies = [{"user_id": f"user-{user}", "k": K, **extra} for user in range(NUM_USERS)]
+    how = {"concurrency": level} if mode == "closed" else {"rate": level}
+    return client(service.port, bodies, folder=prepare.FOLDER / "run", seconds=seconds, warmup_s=warmup_s, **how)
+
+
+def client(
+    port: int, bodies: Sequence[object], *, folder: Path, path: str = "/v1/recommendations", **arguments: float
+) -> dict[str, Any]:
+    """Run the load client, and return its summary.
+
+    Args:
+        port: Of the server.
+        bodies: What is sent, at random.
+        folder: Where to put them.
+        path: Where to send them.
+        **arguments: Of the client, such as `seconds` and `rate`.
+    """
+    file = folder / "bodies.jsonl"
+    file.write_text("\n".join(map(json.dumps, bodies)))
+    command = [sys.executable, CLIENT, "--port", port, "--path", path, "--bodies", file]
+    for name, value in arguments.items():
+        command += [f"--{name.replace('_', '-')}", value]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
 
 
 def _write(result: dict[str, Any], name: str) -> None:

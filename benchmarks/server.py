@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -75,13 +76,13 @@ class Service:
                 os.kill(process_id, signal.SIGKILL)
         self.process.wait()
 
-    def get(self, path: str) -> dict[str, object]:
+    def get(self, path: str) -> dict[str, Any]:
         """Return the JSON answer of a GET."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
-            answer: dict[str, object] = json.load(response)
+            answer: dict[str, Any] = json.load(response)
             return answer
 
-    def post(self, path: str, body: object) -> tuple[dict[str, object], str]:
+    def post(self, path: str, body: object) -> tuple[dict[str, Any], str]:
         """Return the JSON answer of a POST and its Server-Timing header."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
