@@ -97,6 +97,14 @@ docs: $(VENV)/.dev  ## rewrite the parts of the documents that are made from the
 	$(BIN)/prismrec-serve openapi > docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
+audit: $(VENV)/.dev  ## ask the vulnerability service about the versions in constraints.txt
+	@said="$$($(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt 2>&1)" && code=0 || code=$$?; \
+	printf '%s\n' "$$said"; \
+	if [ $$code -ne 0 ] && ! grep -q '^Found [0-9]* known' <<< "$$said"; then \
+	    echo "make audit: the vulnerability service could not be asked about every version; nothing is known of them" >&2; \
+	fi; \
+	exit $$code
+
 check: lint types imports test  ## all of these: what CI runs
 
 # --- the rest -------------------------------------------------------------------------------------------------------
@@ -117,4 +125,4 @@ docker:  ## build the two images (needs a container engine)
 clean:  ## remove the demo, its data and caches (not .venv)
 	rm -rf $(DEMO) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo demo-check test lint fmt types imports check docs bench chaos docker clean
+.PHONY: help install demo demo-check test lint fmt types imports audit check docs bench chaos docker clean
