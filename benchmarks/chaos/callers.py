@@ -93,15 +93,17 @@ class Callers:
                     head, content = await read_answer(link[0])
             except (OSError, EOFError, TimeoutError):
                 self._note(number, sent_at, LOST)
-                link = _closed(link)
+                _close(link)
+                link = None
                 await asyncio.sleep(AFTER_LOSS_S)
                 continue
             self._note(number, sent_at, head[9:12].decode(), head=head, content=content)
             if b"\r\nconnection: close" in head:
-                link = _closed(link)
+                _close(link)
+                link = None
             if self._pause_s:
                 await asyncio.sleep(self._pause_s)
-        _closed(link)
+        _close(link)
 
     def _note(self, number: int, sent_at: float, status: str, *, head: bytes = b"", content: bytes = b"") -> None:
         took_s = time.perf_counter() - sent_at
@@ -133,7 +135,7 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     return head, await reader.readexactly(length)
 
 
-def _closed(link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None) -> None:
+def _close(link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None) -> None:
     if link is not None:
         link[1].close()
 
