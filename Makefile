@@ -97,15 +97,28 @@ docs: $(VENV)/.dev  ## rewrite the parts of the documents that are made from the
 	$(BIN)/prismrec-serve openapi > docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
+audit: $(VENV)/.dev  ## ask the vulnerability service about the versions in constraints.txt
+	@said="$$($(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt 2>&1)" && code=0 || code=$$?; \
+	printf '%s\n' "$$said"; \
+	if [ $$code -ne 0 ] && ! grep -q '^Found [0-9]* known' <<< "$$said"; then \
+	    echo "make audit: the vulnerability service could not be asked about every version; nothing is known of them" >&2; \
+	fi; \
+	exit $$code
+
 check: lint types imports test  ## all of these: what CI runs
 
 # --- the rest -------------------------------------------------------------------------------------------------------
 
-bench: $(VENV)/.dev  ## stages in process, then the service under load; writes benchmarks/results
+bench: $(VENV)/.dev  ## stages in process, the service under load, aims, other servers; writes benchmarks/results
 	mkdir -p benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.stages --store "$$($(BIN)/python -m benchmarks.prepare 100000)" \
 	    --json benchmarks/results/stages.json | tee benchmarks/results/stages.txt
 	$(BIN)/python -m benchmarks.load
+	@# Both end with 1 when an aim is missed; the second one is to be run all the same.
+	code=0; for part in steady peers; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$part || code=1; done; exit $$code
+
+chaos: $(VENV)/.dev  ## every fault under load, at full length (about an hour); writes benchmarks/results and docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos all; code=$$?; $(BIN)/python -m tests.docs.reference; exit $$code
 
 docker:  ## build the two images (needs a container engine)
 	docker build --target service --tag prismrec .
@@ -114,4 +127,4 @@ docker:  ## build the two images (needs a container engine)
 clean:  ## remove the demo, its data and caches (not .venv)
 	rm -rf $(DEMO) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help install demo demo-check test lint fmt types imports check docs bench docker clean
+.PHONY: help install demo demo-check test lint fmt types imports audit check docs bench chaos docker clean

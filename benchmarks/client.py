@@ -10,19 +10,26 @@ takes that from the server. The address is always 127.0.0.1, and a run always en
 """
 
 import argparse
+import itertools
 import json
+import math
 import random
 import resource
 import select
 import socket
 import sys
 import time
+from array import array
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 GRACE_S = 5.0  # how long answers may come after the last request was due
 CONTENT_LENGTH = b"content-length:"
+LONGEST_S = 14_400.0
+PARTS = 10
+"""A run is cut into so many parts, each with its percentiles: what grows with the number of requests shows there."""
 
 
 class Connection:
@@ -81,39 +88,53 @@ class Connection:
 
 @dataclass
 class Outcome:
-    """What a run saw. Latencies in seconds."""
+    """What a run saw. Latencies in seconds, in the order in which the answers came."""
 
-    latencies: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
+    latencies: "array[float]" = field(default_factory=lambda: array("d"))
+    answers: "array[int]" = field(default_factory=lambda: array("H"))
+    """For each latency the place of its status in `names`."""
+    names: list[str] = field(default_factory=list)
     first: float = 0.0
     last: float = 0.0
 
     def record(self, status: str, latency: float, now: float) -> None:
         """Count an answer."""
-        self.statuses[status] += 1
+        if status not in self.names:
+            self.names.append(status)
+        self.answers.append(self.names.index(status))
         self.latencies.append(latency)
         self.last = now
 
     def summary(self) -> dict[str, object]:
-        """Return counts, requests a second, and percentiles in milliseconds."""
-        ordered = sorted(self.latencies)
-        done = self.statuses["200"]
-
-        def percentile(q: float) -> float | None:
-            return round(1e3 * ordered[min(int(q * len(ordered)), len(ordered) - 1)], 3) if ordered else None
-
+        """Return counts, requests a second, and percentiles in milliseconds: of all, by status, by part of the run."""
+        statuses = Counter(self.names[answer] for answer in self.answers)
+        total, done = len(self.latencies), statuses["200"]
+        by_status = {
+            name: percentiles([took for took, answer in zip(self.latencies, self.answers, strict=True) if answer == at])
+            for at, name in enumerate(self.names)
+        }
+        cuts = [part * total // PARTS for part in range(PARTS + 1)]
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "requests": sum(self.statuses.values()),
-            "errors": sum(self.statuses.values()) - done,
-            "statuses": dict(sorted(self.statuses.items())),
+            "requests": total,
+            "errors": total - done,
+            "statuses": dict(sorted(statuses.items())),
             "per_second": round(done / max(self.last - self.first, 1e-9), 1),
-            "p50_ms": percentile(0.50),
-            "p90_ms": percentile(0.90),
-            "p99_ms": percentile(0.99),
-            "max_ms": percentile(1.0),
+            **percentiles(self.latencies),
+            "by_status": by_status,
+            "parts": [percentiles(self.latencies[start:end]) for start, end in itertools.pairwise(cuts)],
             "client_cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         }
+
+
+def percentiles(latencies: Sequence[float]) -> dict[str, float | None]:
+    """Return p50, p90, p99 and the largest in milliseconds; None where there is no latency."""
+    ordered = sorted(latencies)
+
+    def percentile(q: float) -> float | None:
+        return round(1e3 * ordered[min(int(q * len(ordered)), len(ordered) - 1)], 3) if ordered else None
+
+    return {"p50_ms": percentile(0.5), "p90_ms": percentile(0.9), "p99_ms": percentile(0.99), "max_ms": percentile(1.0)}
 
 
 def open_loop(
@@ -159,8 +180,10 @@ def open_loop(
     return outcome
 
 
-def closed_loop(connections: list[Connection], requests: list[bytes], *, warmup_s: float, seconds: float) -> Outcome:
-    """Keep every connection busy for `seconds`, after `warmup_s` that are not counted."""
+def closed_loop(
+    connections: list[Connection], requests: list[bytes], *, warmup_s: float, seconds: float, most: float = math.inf
+) -> Outcome:
+    """Keep every connection busy for `seconds`, after `warmup_s` that are not counted, or until `most` are answered."""
     outcome = Outcome()
     by_fd = {connection.fd: connection for connection in connections}
     start = time.perf_counter()
@@ -168,7 +191,7 @@ def closed_loop(connections: list[Connection], requests: list[bytes], *, warmup_
     end = start + warmup_s + seconds
     for connection in connections:
         connection.send(random.choice(requests), time.perf_counter())
-    while time.perf_counter() < end:
+    while time.perf_counter() < end and len(outcome.latencies) < most:
         for fd in select.select(list(by_fd), [], [], 0.1)[0]:
             connection = by_fd[fd]
             status = _receive(connection)
@@ -211,17 +234,20 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64, help="connections")
     parser.add_argument("--warmup-s", type=float, default=2.0)
     parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--requests", type=int, help="closed loop: so many answers, however long that takes")
     parser.add_argument("--api-key")
     arguments = parser.parse_args()
     random.seed(0)
     bodies = arguments.bodies.read_text().splitlines()
     requests = [encode("POST", arguments.path, body, api_key=arguments.api_key) for body in bodies]
     connections = [Connection(arguments.port) for _ in range(arguments.concurrency)]
-    seconds = min(arguments.seconds, 300.0)
+    seconds = min(arguments.seconds, LONGEST_S)
     if arguments.rate:
         outcome = open_loop(connections, requests, rate=arguments.rate, warmup_s=arguments.warmup_s, seconds=seconds)
     else:
-        outcome = closed_loop(connections, requests, warmup_s=arguments.warmup_s, seconds=seconds)
+        most = arguments.requests or math.inf
+        seconds = LONGEST_S if arguments.requests else seconds
+        outcome = closed_loop(connections, requests, warmup_s=arguments.warmup_s, seconds=seconds, most=most)
     sys.stdout.write(json.dumps(outcome.summary()) + "\n")
 
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rates", type=_numbers, default=[500, 1_000, 1_500, 2_000])
     parser.add_argument("--seconds", type=float, default=15.0, help="counted seconds of each load")
     parser.add_argument("--warmup-s", type=float, default=3.0)
-    parser.add_argument("--executable", type=Path, default=Path(sys.executable).parent / "prismrec-serve")
+    parser.add_argument("--executable", type=Path, default=server.EXECUTABLE)
     parser.add_argument("--name", default="load")
     arguments = parser.parse_args()
 
@@ -66,8 +66,10 @@ def _measure(run: dict[str, Any], arguments: argparse.Namespace, *, store: Path)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "service.log"
     with (
-        _events_in(run["store"], folder) as history,
-        server.service(arguments.executable, store, history=history, workers=arguments.workers, log=log) as service,
+        events_in(run["store"], folder) as history,
+        server.service(
+            store, history=history, workers=arguments.workers, log=log, executable=arguments.executable
+        ) as service,
     ):
         run["ingest"] = _fill(service, num_items=run["items"])
         run["stages"] = _stages(service)
@@ -90,15 +92,16 @@ def _measure(run: dict[str, Any], arguments: argparse.Namespace, *, store: Path)
 
 
 @contextmanager
-def _events_in(kind: str, folder: Path) -> Iterator[str]:
+def events_in(kind: str, folder: Path) -> Iterator[str]:
+    """Give the address of an empty event store, `sqlite` or `redis`, as long as the block runs."""
     data = folder / "events"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     if kind == "sqlite":
         yield f"sqlite:{data / 'events.db'}"
         return
-    with server.redis(data) as address:
-        yield address
+    with server.redis(data) as store:
+        yield store.address
 
 
 def _fill(service: server.Service, *, num_items: int) -> dict[str, float]:
@@ -152,15 +155,32 @@ def _check(answer: dict[str, Any]) -> None:
 def _load(
     service: server.Service, mode: str, level: int, explain: str, *, seconds: float, warmup_s: float
 ) -> dict[str, Any]:
-    bodies = prepare.FOLDER / "run/bodies.jsonl"
     extra = {} if explain == "none" else {"explain": explain}
-    bodies.write_text("\n".join(json.dumps({"user_id": f"user-{user}", "k": K, **extra}) for user in range(NUM_USERS)))
-    command = [sys.executable, CLIENT, "--port", service.port, "--bodies", bodies]
-    command += ["--seconds", seconds, "--warmup-s", warmup_s]
-    command += ["--concurrency", level] if mode == "closed" else ["--rate", level]
+    bodies = [{"user_id": f"user-{user}", "k": K, **extra} for user in range(NUM_USERS)]
+    how = {"concurrency": level} if mode == "closed" else {"rate": level}
+    return client(service.port, bodies, folder=prepare.FOLDER / "run", seconds=seconds, warmup_s=warmup_s, **how)
+
+
+def client(
+    port: int, bodies: Sequence[object], *, folder: Path, path: str = "/v1/recommendations", **arguments: float
+) -> dict[str, Any]:
+    """Run the load client, and return its summary.
+
+    Args:
+        port: Of the server.
+        bodies: What is sent, at random.
+        folder: Where to put them.
+        path: Where to send them.
+        **arguments: Of the client, such as `seconds` and `rate`.
+    """
+    file = folder / "bodies.jsonl"
+    file.write_text("\n".join(map(json.dumps, bodies)))
+    command = [sys.executable, CLIENT, "--port", port, "--path", path, "--bodies", file]
+    for name, value in arguments.items():
+        command += [f"--{name.replace('_', '-')}", value]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
 
 
 def _write(result: dict[str, Any], name: str) -> None:

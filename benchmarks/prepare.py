@@ -41,7 +41,7 @@ def item_id(row: int) -> str:
 def store(num_items: int) -> Path:
     """Return a store whose current snapshot has so many items, making it the first time."""
     folder = FOLDER / f"store-{num_items}"
-    if _is_usable(ArtifactStore(folder)):
+    if is_usable(ArtifactStore(folder)):
         return folder
     sys.stderr.write(f"{num_items} items: making data, bundle and snapshot in {FOLDER}\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -51,7 +51,7 @@ def store(num_items: int) -> Path:
     return folder
 
 
-def _is_usable(versions: ArtifactStore) -> bool:
+def is_usable(versions: ArtifactStore) -> bool:
     """Tell whether there is a current snapshot that this code, which may be newer, can open."""
     try:
         current = versions.current()
@@ -115,7 +115,7 @@ def _features(
         yield centres[random.integers(0, len(centres), size)] + noise, random.random(size) < 0.95
 
 
-def publish(versions: ArtifactStore, data: Dataset) -> str:
+def publish(versions: ArtifactStore, data: Dataset, *, seed: int = 0, dim: int = DIM) -> str:
     """Export a Demure of random weights; torch is loaded for this alone."""
     import torch
 
@@ -125,8 +125,8 @@ def publish(versions: ArtifactStore, data: Dataset) -> str:
     from training.models import DemureConfig, FeatureSpec
     from training.publish import publish_bundle
 
-    torch.manual_seed(0)
-    model = DemureConfig(dim=DIM, history_length=HISTORY_LENGTH)
+    torch.manual_seed(seed)
+    model = DemureConfig(dim=dim, history_length=HISTORY_LENGTH)
     modalities = tuple(Modality(name=one.name, dim=one.dim) for one in data.manifest.modalities)
     return publish_bundle(
         versions,

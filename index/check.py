@@ -118,10 +118,30 @@ def _check_values(snapshot: IndexSnapshot, tables: ItemTables, *, of: str, repor
             ("history", tables.history(rows)),
             ("states", tables.states(rows)),
         ):
-            if not np.isfinite(values).all():
-                raise ArtefactError(snapshot.path, f"{of}{name}: NaN or infinity between rows {rows[0]} and {rows[-1]}")
+            _check_finite(snapshot, values, what=f"{of}{name}", rows=rows)
         tables.release()
         report(f"{of}check values", int(rows[-1]) + 1, num_items)
+
+
+def check_vectors(snapshot: IndexSnapshot) -> None:
+    """Check that what is searched, and what is read of a history, are numbers: what takes no time when loading.
+
+    Raises:
+        ArtefactError: A vector holds NaN or infinity.
+    """
+    tables_of = [snapshot] if snapshot.ranker is None else [snapshot, snapshot.ranker]
+    for tables, encoded in zip(tables_of, snapshot.manifest.encoded, strict=True):
+        of = "" if tables is snapshot else "ranker: "
+        for start in range(0, snapshot.num_items, _CHUNK_ROWS):
+            rows = np.arange(start, min(start + _CHUNK_ROWS, snapshot.num_items))
+            _check_finite(snapshot, tables.candidates(rows), what=f"{of}candidates", rows=rows)
+            if not encoded.history_is_candidate:
+                _check_finite(snapshot, tables.history(rows), what=f"{of}history", rows=rows)
+
+
+def _check_finite(snapshot: IndexSnapshot, values: Vectors, *, what: str, rows: Rows) -> None:
+    if not np.isfinite(values).all():
+        raise ArtefactError(snapshot.path, f"{what}: NaN or infinity between rows {rows[0]} and {rows[-1]}")
 
 
 def _sampled_rows(snapshot: IndexSnapshot) -> Rows:

@@ -119,6 +119,8 @@ class Supervisor:
         if signalled.is_set() or not self._workers:
             return False
         self._up = True
+        # Not before: what connects while one worker is ready would all be its own for as long as it is kept open.
+        self._start_accepting()
         for _ in range(self._num_missing):
             self._start_later()
         self._on_ready()
@@ -193,7 +195,8 @@ class Supervisor:
                 worker.ready = True
                 self._changed.set()
                 self._hand_over_waiting()
-                self._start_accepting()
+                if self._up:
+                    self._start_accepting()
             elif message.startswith(control.ADOPTED):
                 for _ in range(int(message[1:])):
                     worker.untaken.popleft().close()

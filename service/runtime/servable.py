@@ -16,7 +16,7 @@ import numpy as np
 from api_schemas.manifest import SnapshotManifest
 from index.artefacts import MANIFEST, ArtefactError
 from index.bundle import Bundle
-from index.check import check_fit
+from index.check import check_fit, check_vectors
 from index.features import pad_vectors
 from index.known import KnownTable, open_known_users
 from index.selection import Selection as IndexSelection
@@ -140,8 +140,8 @@ def load_servable(
         num_candidates: How many items a ranker is given to order, if there is one.
 
     Raises:
-        ArtefactError: A file is missing, cut, changed or of the wrong shape, the versions do not fit together, or the
-            golden cases do not give what they should.
+        ArtefactError: A file is missing, cut, changed or of the wrong shape, holds a NaN, the versions do not fit
+            together, or the golden cases do not give what they should.
         OSError: The disk fails.
     """
     with ExitStack() as resources:
@@ -156,6 +156,7 @@ def load_servable(
         check_fit(manifest, retriever.manifest, ranker.manifest if ranker is not None else None, where=path / MANIFEST)
         snapshot = IndexSnapshot.open(path, manifest, num_threads=num_threads)
         resources.callback(snapshot.close)
+        check_vectors(snapshot)
         for bundle in bundles:
             bundle.check_golden()
         loaded_ranker: LoadedRanker | None = None

@@ -13,6 +13,7 @@ import typer
 import index.cli
 import service.cli
 import training.cli
+from benchmarks.chaos import report
 from service.settings import settings_markdown
 from tests.skips import ROOT
 
@@ -50,6 +51,7 @@ def commands_table() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"settings": settings_markdown, "commands": commands_table},
+    ROOT / "docs/reliability.md": {"faults": report.table},
 }
 
 

@@ -49,6 +49,23 @@ def test_a_missing_redis_server_is_told_in_words_and_no_test_is_skipped_for_it(t
     assert "The tests need redis-server: apt-get install redis-server" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "asked"),
+    [
+        ("No known vulnerabilities found", 0, True),
+        ("Found 1 known vulnerability in 1 package", 1, True),
+        ("ERROR:pip_audit._cli:numpy: Dependency not found on PyPI and could not be audited", 1, False),
+    ],
+)
+def test_an_audit_passes_only_when_all_could_be_asked_and_says_when_not(tmp_path, said, code, asked):
+    (tmp_path / "pip-audit").write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
+    (tmp_path / "pip-audit").chmod(0o755)
+    done = make("audit", "--old-file=.venv/.dev", f"BIN={tmp_path}")
+    assert (done.returncode == 0) == (code == 0)
+    assert said in done.stdout
+    assert ("could not be asked" in done.stderr) != asked
+
+
 def test_the_script_of_ci_installs_what_is_missing_and_ends_as_its_check_ends(tmp_path):
     calls = tmp_path / "calls"
     for tool in ("bash", "dirname", "env", "id"):

@@ -52,11 +52,12 @@ class Versions:
             bundle_version = stage.publish(bundle.model_copy(update=bundle_update))
         return self.snapshot_with(bundle_version)
 
-    def snapshot_with(self, bundle_version: str, **update) -> str:
+    def snapshot_with(self, bundle_version: str, *, change=lambda path: None, **update) -> str:
         _, snapshot = self.store.open_snapshot(self.one)
         digest = sha256_of(self.folder(bundle_version) / MANIFEST)
         with self.store.stage("snapshot") as stage:
             shutil.copytree(self.folder(self.one), stage.path, dirs_exist_ok=True)
+            change(stage.path)
             named = {"bundle_version": bundle_version, "bundle_sha256": digest}
             return stage.publish(snapshot.model_copy(update={**named, **update}))
 
@@ -213,11 +214,13 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _of_another_schema(path: Path) -> None:
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 999'))
+
+
 SPOILS = {
     "a cut table": lambda v, s, b: _cut(v.folder(s) / "candidates.npy"),
-    "a flipped bit in a table": lambda v, s, b: _flip(
-        v.folder(s) / "history.npy" if False else v.folder(s) / "ids.arrow"
-    ),
+    "a flipped bit in a table": lambda v, s, b: _flip(v.folder(s) / "ids.arrow"),
     "a missing file": lambda v, s, b: (v.folder(s) / "items.arrow").unlink(),
     "a file too many": lambda v, s, b: (v.folder(s) / "more.bin").write_bytes(b"x"),
     "a manifest that is no JSON": lambda v, s, b: (v.folder(s) / MANIFEST).write_text("{"),
@@ -227,6 +230,7 @@ SPOILS = {
     "another manifest of the bundle": lambda v, s, b: (v.folder(b) / MANIFEST).write_text(
         (v.folder(b) / MANIFEST).read_text() + "\n"
     ),
+    "a manifest of another schema": lambda v, s, b: _of_another_schema(v.folder(s) / MANIFEST),
     "no bundle": lambda v, s, b: shutil.rmtree(v.folder(b)),
     "no folder": lambda v, s, b: shutil.rmtree(v.folder(s)),
 }
@@ -267,6 +271,26 @@ def _other_golden(path: Path) -> None:
 async def test_a_bundle_that_does_not_give_its_golden_answers_is_refused(versions, service):
     reason = await _is_refused(service, versions, versions.republish(_other_golden))
     assert "golden" in reason
+
+
+def _with_a_row_too_many(path: Path) -> None:
+    table = np.load(path / "candidates.npy")
+    np.save(path / "candidates.npy", np.concatenate([table, table[:1]]))
+
+
+def _with_a_nan(path: Path) -> None:
+    table = np.load(path / "candidates.npy")
+    table[len(table) // 2, 0] = np.nan
+    np.save(path / "candidates.npy", table)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(_with_a_row_too_many, r"holds float32 61x8, expected"), (_with_a_nan, "candidates: NaN")]
+)
+async def test_a_table_that_is_wrong_under_a_right_hash_is_refused(versions, service, change, says):
+    _, snapshot = versions.store.open_snapshot(versions.one)
+    reason = await _is_refused(service, versions, versions.snapshot_with(snapshot.bundle_version, change=change))
+    assert says in reason
 
 
 async def test_a_snapshot_with_a_bundle_of_other_width_is_refused(versions, service):

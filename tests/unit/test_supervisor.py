@@ -107,6 +107,23 @@ async def test_each_new_connection_goes_to_the_worker_with_the_fewest(tmp_path):
         assert port.greetings == 1
 
 
+async def test_connections_that_come_before_all_workers_are_ready_are_shared_by_all(tmp_path):
+    first, go = tmp_path / "first", tmp_path / "go"
+    os.mkfifo(go)
+    # The second worker is not ready before somebody opens the pipe.
+    program = f"import os\ntry: os.mkdir({str(first)!r})\nexcept FileExistsError: open({str(go)!r}).close()\n{WORKER}"
+    port = Port(program, 2, tmp_path)
+    await until(lambda: sum(w.ready for w in port.supervisor._workers) == 1, what="the first is ready")
+    early = [asyncio.create_task(port.connect()) for _ in range(4)]
+    await asyncio.to_thread(lambda: go.open("w").close())
+    served = await asyncio.gather(*early)
+    for _, writer in served:
+        writer.close()
+    pids = [pid for pid, _ in served]
+    assert sorted(pids.count(pid) for pid in set(pids)) == [2, 2]
+    assert await port.stop() == 0
+
+
 async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FIRST_BACKOFF_S", 0.01)
     async with running(WORKER, 2, tmp_path) as (port, writers):
