@@ -361,6 +361,9 @@ class SnapshotManifest(EncodedCatalogue):
     dataset_name: str
     data_fingerprint: str
     num_items: int = Field(ge=1)
+    changes_seq: int = Field(
+        default=0, ge=0, description="Changes of the catalogue up to this number were folded into the dataset."
+    )
     scorer: ProductScorer = Field(default="max", description="As in the bundle's manifest.")
     ranker: EncodedCatalogue | None = Field(
         default=None, description="The model that orders what is retrieved; null: the retriever's order stands."

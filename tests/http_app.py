@@ -17,9 +17,10 @@ from service.api.problems import PROBLEM_TYPES
 from service.api.routing import Border
 from service.observability.metrics import Metrics
 from service.recommend.admission import Admission
+from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
-from tests.fakes import FakeServable, FakeSource, FakeStore, InlineCompute
+from tests.fakes import FakeCatalogue, FakeChanges, FakeServable, FakeSource, FakeStore, InlineCompute
 
 TITLES = {kind.slug: kind for kind in PROBLEM_TYPES}
 
@@ -30,6 +31,7 @@ class Rig:
 
     servable: FakeServable = field(default_factory=FakeServable)
     store: FakeStore = field(default_factory=FakeStore)
+    changes: FakeChanges = field(default_factory=FakeChanges)
     access: Access = field(default_factory=LoopbackAccess)
     admission: Admission = field(default_factory=lambda: Admission(100))
     metrics: Metrics = field(default_factory=Metrics)
@@ -56,6 +58,7 @@ class Rig:
             interests=InterestTimeline(**core),
             events=self.store,
             users=self.store.users,
+            items=CatalogueItems(servables=FakeSource(self.servable), catalogue=FakeCatalogue(), changes=self.changes),
             served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at),
             ready=ready,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from api_schemas.health import Ready
+from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
@@ -28,6 +29,7 @@ class Parts:
     interests: InterestTimeline
     events: EventSink
     users: UserStore
+    items: CatalogueItems
     served: Callable[[], Served | None]
     ready: Callable[[], Awaitable[Ready]]
 

@@ -67,6 +67,7 @@ PROBLEMS: Mapping[type[core.RecommendError], ProblemType] = {
     core.ModelNotFound: NOT_FOUND,
     core.Conflict: CONFLICT,
     core.BlocksFull: CONFLICT,
+    core.ChangesFull: CONFLICT,
     core.InvalidQuery: VALIDATION_ERROR,
     core.Overloaded: OVERLOADED,
     core.NoServable: NOT_READY,

@@ -178,12 +178,16 @@ def parse(model: type[BodyT]) -> Callable[[bytes], BodyT]:
 
 
 class Direct(APIRoute):
-    """A POST route with a JSON body, called without FastAPI's dependency machinery."""
+    """A route with a JSON body, called without FastAPI's dependency machinery.
+
+    What its path names comes first among the endpoint's arguments, as text; FastAPI's declarations of it are
+    documentation.
+    """
 
     def __init__(
         self,
         path: str,
-        endpoint: Callable[[ReadT, Trace], Awaitable[object]],
+        endpoint: Callable[..., Awaitable[object]],
         *,
         body: type[BaseModel],
         answer: type,
@@ -192,6 +196,7 @@ class Direct(APIRoute):
         read: Callable[[bytes], ReadT],
         summary: str,
         tag: str,
+        method: str = "POST",
     ) -> None:
         """Make the route.
 
@@ -205,25 +210,29 @@ class Direct(APIRoute):
             read: Makes something of a body, or raises `ApiError`.
             summary: Of the documentation.
             tag: Of the documentation.
+            method: Of the requests.
         """
         super().__init__(
-            path, _documented(endpoint, body, answer), methods=["POST"], summary=summary, tags=[tag],
+            path, _documented(endpoint, body, answer), methods=[method], summary=summary, tags=[tag],
             openapi_extra=secured(needs), responses=PROBLEM_RESPONSES,
         )  # fmt: skip
         self._border = border
         self._needs: KeyScope = needs
-        self._answer: Callable[[bytes, Trace], Awaitable[object]] = lambda data, trace: endpoint(read(data), trace)
+        self._method = method
+        self._answer: Callable[[Mapping[str, str], bytes, Trace], Awaitable[object]] = lambda named, data, trace: (
+            endpoint(*named.values(), read(data), trace)
+        )
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, read, answer."""
-        if scope["method"] != "POST":
+        if scope["method"] != self._method:
             await super().handle(scope, receive, send)  # says 405
             return
         trace: Trace = scope[TRACE]
         trace.route = self.path
         self._border.check_access(scope, needs=self._needs)
         body = await self._border.read_json(scope, receive)
-        answer = to_json(await self._answer(body, trace))
+        answer = to_json(await self._answer(scope["path_params"], body, trace))
         await send(
             {
                 "type": "http.response.start",
@@ -262,8 +271,10 @@ def _documented(endpoint: Callable[..., object], body: type[BaseModel], answer: 
 
     documented.__name__ = endpoint.__name__
     documented.__doc__ = endpoint.__doc__
+    *named, _, _ = inspect.signature(endpoint).parameters.values()
     documented.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect looks at first
-        [inspect.Parameter("body", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=body)], return_annotation=answer
+        [*named, inspect.Parameter("body", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=body)],
+        return_annotation=answer,
     )
     return documented
 
