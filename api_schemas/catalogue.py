@@ -83,9 +83,6 @@ class DeleteLine(Body):
     item_id: ExternalId
 
 
-ItemLine = Annotated[PutLine | PatchLine | DeleteLine, Field(discriminator="op")]
-
-
 class ItemChanged(TypedDict):
     """A change that is kept: durable, and in the next answer."""
 
@@ -105,6 +102,10 @@ class BulkAnswer(TypedDict):
 
     accepted: int
     rejected: list[RejectedLine]
+    unread_from: Annotated[
+        int | None,
+        Field(description="The lines from this one on were not taken: the store went away, or they are too many."),
+    ]
 
 
 class ItemAnswer(TypedDict):

@@ -1,5 +1,6 @@
 """Items that change between two rebuilds, over HTTP: two services on one store, as two workers are."""
 
+import json
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -223,3 +224,73 @@ async def test_only_so_many_items_may_change(toy_store, tmp_path):
             await client.patch(f"/v1/items/i000{number}", json={"available": False})
         assert_problem(await client.delete("/v1/items/i0003"), "conflict")
         assert (await client.delete("/v1/items/i0002")).status_code == 200
+
+
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+def ndjson(*lines) -> bytes:
+    return b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+
+
+async def test_one_bad_line_of_many_spoils_only_itself(pair, toy_store):
+    one, other = pair
+    lines = ndjson(
+        {"op": "put", "item_id": "new", "modalities": vectors_of(toy_store, 20), "title": "New"},
+        b"",
+        {"op": "put", "item_id": "bad", "modalities": {"visual": [1.0]}},
+        {"op": "patch", "item_id": "new", "title": "Newer"},
+        b"{no json",
+        {"op": "patch", "item_id": "nowhere", "available": False},
+        {"op": "patch", "item_id": "i0001", "available": "no"},
+        {"op": "sell", "item_id": "i0001"},
+        {"op": "put", "item_id": "long", "description": "x" * 1_100_000},
+        [],
+        {"op": "delete", "item_id": "i0020"},
+        {"op": "patch", "item_id": "i0020", "available": True},
+        {"op": "patch", "item_id": "i0021"},
+    )
+
+    async def pieces():
+        for start in range(0, len(lines), 70_001):
+            yield lines[start : start + 70_001]
+
+    answer = (await one.post("/v1/items/bulk", content=pieces(), headers=NDJSON)).json()
+    assert (answer["accepted"], answer["unread_from"]) == (3, None)
+    said = [
+        (
+            one["line"],
+            one["problem"]["type"].rpartition(":")[2].rpartition("/")[2],
+            [e["pointer"] for e in one["problem"].get("errors", [])],
+        )
+        for one in answer["rejected"]
+    ]
+    assert said == [
+        (3, "validation-error", ["/modalities/visual"]),
+        (5, "malformed-json", []),
+        (6, "not-found", []),
+        (7, "validation-error", ["/available"]),
+        (8, "validation-error", ["/op"]),
+        (9, "payload-too-large", []),
+        (10, "validation-error", ["/op"]),
+        (12, "not-found", []),
+        (13, "validation-error", [""]),
+    ]
+    found = await answers(other)
+    assert where(found, "i0020") == set()
+    assert next(item for item in found["model"] if item["item_id"] == "new")["metadata"]["title"] == "Newer"
+
+
+async def test_many_lines_are_kept_in_batches_and_only_so_many(toy_store, tmp_path):
+    async with running(toy_store.store, history=f"sqlite:{tmp_path}/e.db", items={"max_changed": 450}) as client:
+        lines = [{"op": "put", "item_id": f"n{number}", "title": "t"} for number in range(1_000)]
+        answer = (await client.post("/v1/items/bulk", content=ndjson(*lines), headers=NDJSON)).json()
+        assert (answer["accepted"], answer["unread_from"]) == (400, 601)
+        assert [one["line"] for one in answer["rejected"]] == list(range(401, 601))
+        assert {one["problem"]["status"] for one in answer["rejected"]} == {409}
+        assert_problem(await client.post("/v1/items/bulk", content=ndjson(*lines[400:]), headers=NDJSON), "conflict")
+        many = b'{"op":"patch","item_id":"i0001","available":false}\n' * 10_001
+        answer = (await client.post("/v1/items/bulk", content=many, headers=NDJSON)).json()
+        assert (answer["accepted"], answer["rejected"], answer["unread_from"]) == (10_000, [], 10_001)
+        assert_problem(await client.post("/v1/items/bulk", json=[]), "unsupported-media-type")
+        assert (await client.post("/v1/items/bulk", content=b"", headers=NDJSON)).json()["accepted"] == 0
