@@ -52,6 +52,9 @@ class DatasetManifest(OnDisk):
     num_items: int = Field(ge=1)
     num_interactions: int = Field(ge=0)
     modalities: list[DatasetModality] = Field(min_length=1, max_length=32)
+    changes_seq: int = Field(
+        default=0, ge=0, description="Changes of a live catalogue up to this number are folded in."
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

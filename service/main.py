@@ -42,7 +42,7 @@ from service.runtime.live import LiveCatalogue
 from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
 from service.runtime.servable import LoadedServable, load_servable
-from service.settings import EventSettings, ServiceSettings
+from service.settings import EventSettings, ItemSettings, ServiceSettings
 
 MAINTAIN_EVERY_S = 30.0
 
@@ -123,7 +123,7 @@ class Composition:
         async with contextlib.AsyncExitStack() as stack:
             store = open_store(settings.history_url, settings.events)
             stack.push_async_callback(store.close)
-            changes = open_items(settings)
+            changes = open_items(settings.history_url, settings.events, settings.items)
             stack.push_async_callback(changes.close)
             live = LiveCatalogue(changes, interval_s=settings.items.interval_s)
             stack.push_async_callback(live.close)
@@ -293,13 +293,13 @@ def open_store(url: str, events: EventSettings) -> EventStore:
     )
 
 
-def open_items(settings: ServiceSettings) -> ItemStore:
+def open_items(url: str, events: EventSettings, items: ItemSettings) -> ItemStore:
     """Open the store of the catalogue's changes: it lies beside the events.
 
     Raises:
         StoreFileError: As `open_store`; so is ValueError.
     """
-    url, events, most = settings.history_url, settings.events, settings.items.max_changed
+    most = items.max_changed
     if url.startswith("sqlite:"):
         path = Path(url.removeprefix("sqlite:").removeprefix("//"))
         return SqliteItems(
