@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from index.dataset import Dataset
+from index.store import ArtifactStore
+from tests import bundles
 from tests.http_app import assert_problem
 from tests.integration.test_service_app import running
 from tests.processes import RedisServer
+from tests.ranker_bundles import make_ranker_bundle
 
 PAST = {"history": [{"item_id": "i0003"}, {"item_id": "i0014"}]}
 CANDIDATES = [*(f"i{number:04d}" for number in range(60)), "new"]
@@ -224,6 +227,27 @@ async def test_only_so_many_items_may_change(toy_store, tmp_path):
             await client.patch(f"/v1/items/i000{number}", json={"available": False})
         assert_problem(await client.delete("/v1/items/i0003"), "conflict")
         assert (await client.delete("/v1/items/i0002")).status_code == 200
+
+
+async def test_a_ranker_orders_new_items_as_it_would_after_a_rebuild(toy_store, tmp_path):
+    store = ArtifactStore(tmp_path / "store")
+    data = Dataset.open(toy_store.dataset)
+    retriever = bundles.make_bundle(store, data)
+    ranker = make_ranker_bundle(store, data, history_length=6)
+    bundles.make_snapshot(store, data, bundle=retriever, ranker=ranker)
+    async with running(store.root, history=f"sqlite:{tmp_path}/events.db") as client:
+        await client.put("/v1/items/new", json={"modalities": vectors_of(toy_store, 20)})
+        await client.patch("/v1/items/i0021", json={"title": "Patched"})
+        await client.patch("/v1/items/i0022", json={"available": False})
+        answer = (await client.post("/v1/recommendations", json={**PAST, "k": 100, "explain": "full"})).json()
+        assert (answer["degraded"], answer["ranker"]["version"]) == ([], ranker)
+        lines = {item["item_id"]: item for item in answer["items"]}
+        assert lines["new"]["score"] == pytest.approx(lines["i0020"]["score"], abs=1e-5)
+        assert lines["i0021"]["metadata"]["title"] == "Patched"
+        assert "i0022" not in lines
+        query = {"history": [{"item_id": "new"}, {"item_id": "i0022"}], "k": 5}
+        answer = (await client.post("/v1/recommendations", json=query)).json()
+        assert (answer["events_used"], answer["ranker"]["version"]) == (2, ranker)
 
 
 NDJSON = {"content-type": "application/x-ndjson"}
