@@ -154,7 +154,9 @@ class Composition:
                 on_swapped=lambda _version, _seconds: self._swapped(registry),
                 on_refused=lambda _version, _reason: metrics.refusals.inc(),
             )
-            interests = InterestTimeline(servables=registry, history=store, compute=executor, admission=admission)
+            interests = InterestTimeline(
+                servables=registry, history=store, compute=executor, admission=admission, catalogue=live
+            )
             readiness = Readiness(
                 registry=registry,
                 reloader=reloader,
