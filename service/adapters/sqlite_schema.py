@@ -55,6 +55,9 @@ _MIGRATIONS = (_EVENTS, _BLOCKS, _ITEMS)
 """What leads from each version to the next; an empty file has version 0. A step that was released never changes."""
 SCHEMA_VERSION = len(_MIGRATIONS)
 
+ITEM_TABLES = ("items", "item_log")
+"""Tables that say nothing of any subject."""
+
 SUBJECT_TABLES = ("events", "blocks")
 """Every table that keeps something of a subject, under its `subject_id`: who is forgotten is gone from all of them."""
 
