@@ -52,6 +52,9 @@ class DatasetManifest(OnDisk):
     num_items: int = Field(ge=1)
     num_interactions: int = Field(ge=0)
     modalities: list[DatasetModality] = Field(min_length=1, max_length=32)
+    changes_seq: int = Field(
+        default=0, ge=0, description="Changes of a live catalogue up to this number are folded in."
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -361,6 +364,9 @@ class SnapshotManifest(EncodedCatalogue):
     dataset_name: str
     data_fingerprint: str
     num_items: int = Field(ge=1)
+    changes_seq: int = Field(
+        default=0, ge=0, description="Changes of the catalogue up to this number were folded into the dataset."
+    )
     scorer: ProductScorer = Field(default="max", description="As in the bundle's manifest.")
     ranker: EncodedCatalogue | None = Field(
         default=None, description="The model that orders what is retrieved; null: the retriever's order stands."

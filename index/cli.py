@@ -1,4 +1,4 @@
-"""`prismrec-index`: rebuild, check, list, current, rollback, prune. Parses, calls one function, prints one result."""
+"""`prismrec-index`: fold, rebuild, check, list, current, rollback, prune. Parses, calls a function, prints a result."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from index.bundle import Bundle
 from index.check import RECALL_TOLERANCE, check_snapshot
 from index.config import RebuildConfig
 from index.dataset import Dataset
+from index.fold import fold as fold_items
 from index.progress import reporting
 from index.rebuild import rebuild as rebuild_index
 from index.snapshot import IndexSnapshot
@@ -67,6 +68,24 @@ def rebuild(
     typer.echo(
         f"{made.version}: {made.num_items:,} items ({made.num_encoded:,} encoded{by_ranker}), {made.factory}, "
         f"recall@100 {made.recall_at_100:.4f}, in {made.path}; it is current now"
+    )
+
+
+@app.command()
+def fold(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder, as it was.")],
+    items: Annotated[
+        Path, typer.Option("--items", metavar="FILE", help="Changed items, by 'prismrec-serve export-items'.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The new dataset folder; not there yet.")],
+) -> None:
+    """Write a dataset with the items that a service has changed since; to be rebuilt from, and trained on."""
+    with _one_line_errors():
+        made = fold_items(Dataset.open(data), items, out)
+    typer.echo(
+        f"{out}: {made.dataset.num_items:,} items ({made.num_added:,} added, {made.num_changed:,} changed, "
+        f"{made.num_deleted:,} deleted, {made.num_ignored:,} ignored), changes up to "
+        f"{made.dataset.manifest.changes_seq} are in it"
     )
 
 

@@ -146,7 +146,9 @@ class Dataset:
         names = [ITEMS_FILE, INTERACTIONS_FILE]
         for modality in self.manifest.modalities:
             names += [modality.file, modality.present_file]
-        total = hashlib.sha256(json.dumps(self.manifest.model_dump(mode="json"), sort_keys=True).encode())
+        total = hashlib.sha256(
+            json.dumps(self.manifest.model_dump(mode="json", exclude={"changes_seq"}), sort_keys=True).encode()
+        )
         for name in names:
             total.update(f"\0{name}\0{_sha256(self.path / name)}".encode())
         return total.hexdigest()

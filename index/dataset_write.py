@@ -35,11 +35,14 @@ class DatasetWriter:
     removes it (its lock died with its owner).
     """
 
-    def __init__(self, path: Path, *, name: str, description: str = "", licence: str = "") -> None:
+    def __init__(
+        self, path: Path, *, name: str, description: str = "", licence: str = "", changes_seq: int = 0
+    ) -> None:
         self._target = Path(path)
         self._name = name
         self._description = description
         self._licence = licence
+        self._changes_seq = changes_seq
         self._num_items = 0
         self._num_interactions = 0
         self._users: set[str] = set()
@@ -187,6 +190,7 @@ class DatasetWriter:
             num_items=self._num_items,
             num_interactions=self._num_interactions,
             modalities=self._modalities,
+            changes_seq=self._changes_seq,
         )
         _raise_first_error(check_files(self.staging, manifest, on_progress=on_progress))
         for path in sorted(self.staging.rglob("*")):

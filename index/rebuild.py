@@ -232,6 +232,7 @@ def _manifest(
         dataset_name=dataset.manifest.name,
         data_fingerprint=dataset.fingerprint(),
         num_items=dataset.num_items,
+        changes_seq=dataset.manifest.changes_seq,
         scorer=retriever.scorer,
         ranker=rest[0] if rest else None,
         factory=factory,

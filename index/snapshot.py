@@ -197,30 +197,64 @@ class IndexSnapshot(ItemTables):
         Raises:
             ValueError: The snapshot has no such part.
         """
-        column = 0
-        table_NX = self._candidates_ND
-        if part is not None:
-            if part not in self.parts:
-                raise ValueError(f"part: {part!r} is not one of {list(self.parts)}")
-            column = 1 + self.parts.index(part)
-            table_NX = self._states_NS[column - 1]
         (row,) = checked([row]).tolist()
-        norms_N = self._norms_NX[:, column]
+        column = self._column(part)
+        own_norm = self._norms_NX[row, column]
+        if own_norm == 0:
+            return np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
+        return self._like(self._table(part)[row], own_norm, k=k, part=part, allowed=allowed, without=row)
+
+    def like(
+        self, vector: Vectors, *, k: int, part: str | None = None, allowed: Selection | Mask | None = None
+    ) -> tuple[Vectors, Rows]:
+        """Return up to k rows most like an item that is not one of them, as `similar` does.
+
+        Args:
+            vector: The state of the part, or the candidate vector; not zero.
+            k: How many at most.
+            part: As for `similar`.
+            allowed: Which rows may be returned.
+
+        Raises:
+            ValueError: The snapshot has no such part.
+        """
+        return self._like(vector, np.linalg.norm(vector), k=k, part=part, allowed=allowed, without=None)
+
+    def _like(
+        self,
+        vector: Vectors,
+        norm: np.floating,
+        *,
+        k: int,
+        part: str | None,
+        allowed: Selection | Mask | None,
+        without: int | None,
+    ) -> tuple[Vectors, Rows]:
+        norms_N = self._norms_NX[:, self._column(part)]
         comparable_N = norms_N > 0
         selection = self._as_selection(allowed)
         if selection is not None:
             comparable_N &= selection.mask_N
-        own_norm = float(norms_N[row])
-        comparable_N[row] = False
+        if without is not None:
+            comparable_N[without] = False
         rows = np.flatnonzero(comparable_N)
-        if own_norm == 0 or not rows.size:
+        if not rows.size:
             return np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
-        products = (
-            table_NX[rows] @ table_NX[row] if rows.size * 8 < self.num_items else (table_NX @ table_NX[row])[rows]
-        )
-        cosines = products / (norms_N[rows] * np.float32(own_norm))
+        table_NX = self._table(part)
+        products = table_NX[rows] @ vector if rows.size * 8 < self.num_items else (table_NX @ vector)[rows]
+        cosines = products / (norms_N[rows] * np.float32(norm))
         best = best_first(cosines, rows, k=min(k, rows.size))
         return cosines[best], rows[best]
+
+    def _column(self, part: str | None) -> int:
+        if part is None:
+            return 0
+        if part not in self.parts:
+            raise ValueError(f"part: {part!r} is not one of {list(self.parts)}")
+        return 1 + self.parts.index(part)
+
+    def _table(self, part: str | None) -> Vectors:
+        return self._candidates_ND if part is None else self._states_NS[self._column(part) - 1]
 
     def _as_selection(self, allowed: Selection | Mask | None) -> Selection | None:
         if allowed is None:

@@ -4,22 +4,35 @@ import asyncio
 import json
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import structlog
 import typer
 
+from index.store import ArtefactError, ArtifactStore
 from service.api.keys import SCOPES, new_key
-from service.main import Drain, create_app, open_access, open_store
+from service.item_records import export_items, trim_items
+from service.main import Drain, ItemStore, create_app, open_access, open_items, open_store
 from service.observability.logging import SETTING_IGNORED, configure
+from service.recommend.errors import StoreUnavailable
 from service.server import GracefulServer, address_of, listen, run
-from service.settings import ServiceSettings, SettingsError, load_settings, settings_markdown, unknown_variables
+from service.settings import (
+    EventSettings,
+    ItemSettings,
+    ServiceSettings,
+    SettingsError,
+    load_settings,
+    settings_markdown,
+    unknown_variables,
+)
 from service.supervisor import Supervisor
 
 FAILED = 1
 WRONG_USAGE = 2
+
+Y = TypeVar("Y")
 
 app = typer.Typer(
     help="Serve recommendations and explanations over HTTP.",
@@ -86,6 +99,45 @@ def make_key(
         _end(str(error), code=WRONG_USAGE)
     typer.echo(f"key (shown once): {key}")
     typer.echo(f"line for the file that PRISMREC_AUTH__KEYS_FILE names:\n{line}")
+
+
+HistoryOption = Annotated[str, typer.Option(help="Where the service keeps its events and changes of items.")]
+
+
+@app.command("export-items")
+def export_changes(
+    history: HistoryOption,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the changed items are written.", dir_okay=False)],
+) -> None:
+    """Write the items that have changed to a file, for 'prismrec-index fold'."""
+    end = _with_items(history, lambda changes: export_items(changes, out))
+    typer.echo(f"{out}: {end.num_items:,} changed items, up to change {end.changes_seq}")
+
+
+@app.command("trim-items")
+def trim_changes(
+    history: HistoryOption,
+    store: Annotated[Path, typer.Option(help="Folder of bundles and snapshots.", file_okay=False)],
+) -> None:
+    """Forget changes that are in the current index and in the one that a rollback would go to."""
+    up_to, left = _with_items(history, lambda changes: trim_items(changes, ArtifactStore(store)))
+    typer.echo(f"changes up to {up_to} are in the indexes; {left:,} changed or hidden items are kept")
+
+
+def _with_items(history: str, work: Callable[[ItemStore], Awaitable[Y]]) -> Y:
+    """Run something on the store of changes, and say in one line what is wrong with it."""
+
+    async def run() -> Y:
+        changes = open_items(history, EventSettings(read_timeout_s=30, write_timeout_s=30), ItemSettings())
+        try:
+            return await work(changes)
+        finally:
+            await changes.close()
+
+    try:
+        return asyncio.run(run())
+    except (ArtefactError, ValueError, OSError, StoreUnavailable) as error:
+        _end(" ".join(str(error).split()), code=FAILED)
 
 
 @app.command()

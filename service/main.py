@@ -16,6 +16,7 @@ from index.aliases import AliasStore
 from index.store import ArtifactStore
 from service.adapters.redis_keys import RedisLimits
 from service.adapters.sqlite_file import SqliteLimits
+from service.adapters.sqlite_items import SqliteItems
 from service.adapters.sqlite_store import SqliteStore
 from service.api.access import Access, KeyAccess, LoopbackAccess
 from service.api.app import make_app
@@ -34,22 +35,26 @@ from service.observability.logging import (
 )
 from service.observability.metrics import Metrics
 from service.recommend.admission import Admission
+from service.recommend.catalogue import CatalogueItems
 from service.recommend.errors import NoServable, StoreUnavailable
 from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
 from service.runtime.executor import Executor
+from service.runtime.live import LiveCatalogue
 from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
 from service.runtime.scenarios import ScenarioReloader
-from service.runtime.servable import load_servable
-from service.settings import EventSettings, ServiceSettings
+from service.runtime.servable import LoadedServable, load_servable
+from service.settings import EventSettings, ItemSettings, ServiceSettings
 
 MAINTAIN_EVERY_S = 30.0
 
 if TYPE_CHECKING:
+    from service.adapters.redis_items import RedisItems
     from service.adapters.redis_store import RedisStore
 
 EventStore: TypeAlias = "SqliteStore | RedisStore"
+ItemStore: TypeAlias = "SqliteItems | RedisItems"
 
 _log = structlog.get_logger()
 
@@ -121,6 +126,10 @@ class Composition:
         async with contextlib.AsyncExitStack() as stack:
             store = open_store(settings.history_url, settings.events)
             stack.push_async_callback(store.close)
+            changes = open_items(settings.history_url, settings.events, settings.items)
+            stack.push_async_callback(changes.close)
+            live = LiveCatalogue(changes, interval_s=settings.items.interval_s)
+            stack.push_async_callback(live.close)
             registry = ServableRegistry()
             stack.callback(registry.close)
             executor = Executor(
@@ -137,15 +146,11 @@ class Composition:
                 compute=executor,
                 admission=admission,
                 store_timeout_s=settings.events.read_timeout_s,
+                catalogue=live,
             )
             artifacts = ArtifactStore(settings.store)
             aliases = AliasStore(artifacts, max_versions=settings.reload.max_versions)
-            load = partial(
-                load_servable,
-                artifacts,
-                num_threads=settings.compute.model_threads,
-                num_candidates=settings.compute.rerank_candidates,
-            )
+            load = partial(self._load, artifacts, live)
             reloader = Reloader(
                 store=artifacts,
                 registry=registry,
@@ -161,7 +166,9 @@ class Composition:
                     on_refused=lambda _version, _reason: metrics.refusals.inc(),
                 ),
             )
-            interests = InterestTimeline(servables=registry, history=store, compute=executor, admission=admission)
+            interests = InterestTimeline(
+                servables=registry, history=store, compute=executor, admission=admission, catalogue=live
+            )
             readiness = Readiness(
                 registry=registry,
                 reloader=reloader,
@@ -170,6 +177,7 @@ class Composition:
                 is_draining=lambda: self._drain.begun,
             )
 
+            await live.begin()
             await reloader.check()  # the first answer is as fast as the next: loaded and warm before the port opens
             self._parts = Parts(
                 recommender=recommender,
@@ -178,6 +186,7 @@ class Composition:
                 users=store.users,
                 artifacts=artifacts,
                 aliases=aliases,
+                items=CatalogueItems(servables=registry, catalogue=live, changes=changes),
                 served=readiness.served,
                 ready=readiness,
             )
@@ -185,14 +194,26 @@ class Composition:
             async with background(
                 executor.serve,
                 reloader.run,
+                live.run,
                 partial(keep_store, store, metrics),
-                partial(watch_queue, executor, registry, metrics),
+                partial(watch_queue, executor, registry, live, metrics),
                 on_failure=self._on_failure,
             ):
                 served = readiness.served()
                 _log.info(SERVICE_STARTED, index_version=served.index_version if served else None)
                 yield
         _log.info(SERVICE_STOPPED)
+
+    def _load(self, artifacts: ArtifactStore, live: LiveCatalogue, version: str) -> LoadedServable:
+        """Load a version and encode for it what has changed since; in a thread, before it is swapped in."""
+        servable = load_servable(
+            artifacts,
+            version,
+            num_threads=self._settings.compute.model_threads,
+            num_candidates=self._settings.compute.rerank_candidates,
+        )
+        live.prepare(servable)
+        return servable
 
     def _swapped(self, registry: ServableRegistry) -> None:
         self._metrics.swaps.inc()
@@ -248,12 +269,13 @@ async def keep_store(store: EventStore, metrics: Metrics, *, every_s: float = MA
 
 
 async def watch_queue(
-    executor: Executor, registry: ServableRegistry, metrics: Metrics, *, every_s: float = 1.0
+    executor: Executor, registry: ServableRegistry, live: LiveCatalogue, metrics: Metrics, *, every_s: float = 1.0
 ) -> None:
-    """Say for ever how many requests wait for a thread, and how many versions are loaded."""
+    """Say for ever how many requests wait for a thread, how many versions are loaded, and how many items changed."""
     while True:
         metrics.versions_loaded.set(len(registry.loaded))
         metrics.waiting.set(executor.num_waiting)
+        metrics.changed_items.set(live.num_changed)
         await asyncio.sleep(every_s)
 
 
@@ -288,6 +310,23 @@ def open_store(url: str, events: EventSettings) -> EventStore:
             write_timeout_s=events.write_timeout_s,
         ),
     )
+
+
+def open_items(url: str, events: EventSettings, items: ItemSettings) -> ItemStore:
+    """Open the store of the catalogue's changes: it lies beside the events.
+
+    Raises:
+        StoreFileError: As `open_store`; so is ValueError.
+    """
+    most = items.max_changed
+    if url.startswith("sqlite:"):
+        path = Path(url.removeprefix("sqlite:").removeprefix("//"))
+        return SqliteItems(
+            path, max_items=most, read_timeout_s=events.read_timeout_s, write_timeout_s=events.write_timeout_s
+        )
+    from service.adapters.redis_items import RedisItems  # as above
+
+    return RedisItems(url, max_items=most, read_timeout_s=events.read_timeout_s, write_timeout_s=events.write_timeout_s)
 
 
 def open_access(settings: ServiceSettings) -> Access:

@@ -104,6 +104,20 @@ class EventSettings(_Group):
     write_timeout_s: Seconds = Field(default=2.0, description="Events that take longer to keep get 503.")
 
 
+class ItemSettings(_Group):
+    """How the catalogue changes between two rebuilds."""
+
+    max_changed: int = Field(
+        default=20_000,
+        ge=1,
+        le=1_000_000,
+        description="Changed items that are kept, and held by each process with their vectors; more get 409.",
+    )
+    interval_s: Seconds = Field(
+        default=1.0, description="How often each process looks for changes; a request that needs them looks itself."
+    )
+
+
 class AuthSettings(_Group):
     """Who may call."""
 
@@ -158,6 +172,7 @@ class ServiceSettings(BaseSettings):
     http: HttpSettings = Field(default=HttpSettings(), description="")
     compute: ComputeSettings = Field(default=ComputeSettings(), description="")
     events: EventSettings = Field(default=EventSettings(), description="")
+    items: ItemSettings = Field(default=ItemSettings(), description="")
     auth: AuthSettings = Field(default=AuthSettings(), description="")
     reload: ReloadSettings = Field(default=ReloadSettings(), description="")
     log: LogSettings = Field(default=LogSettings(), description="")

@@ -17,6 +17,7 @@ from service.recommend.admission import Admission
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
 from service.recommend.errors import BlocksFull, ModelNotFound, ScenarioNotFound, StoreUnavailable
+from service.recommend.items import ItemChange
 from service.recommend.job import Answer, Job
 from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, StoredHistory
 from service.recommend.recommender import Recommender
@@ -68,6 +69,7 @@ class FakeServable:
         self.known_users: dict[str, np.ndarray] = {}
         """User id to queries `[Q, D]`."""
         self.popular_rows = np.arange(num_items)
+        self.hidden_rows = frozenset()
         self.raw = {
             name: random.standard_normal((num_items, width)).astype(np.float32) for name, width in WIDTHS.items()
         }
@@ -361,6 +363,37 @@ class FakeUsers:
     async def blocks(self, subject: Subject) -> tuple[Block, ...]:
         await self.store.reach()
         return tuple(Block(ItemId(item_id), at) for item_id, at in self.store.blocked.get(subject, {}).items())
+
+
+class FakeChanges:
+    """Changes of the catalogue in a list: kept, numbered and never shown."""
+
+    def __init__(self) -> None:
+        self.kept: list[ItemChange] = []
+        self.away = False
+
+    async def change(self, changes: Sequence[ItemChange]) -> tuple[int | None, ...]:
+        await self.changes_seq()
+        self.kept += changes
+        return tuple(range(len(self.kept) - len(changes) + 1, len(self.kept) + 1))
+
+    async def changes_seq(self) -> int:
+        if self.away:
+            raise StoreUnavailable("the fake store is away")
+        return len(self.kept)
+
+
+class FakeCatalogue:
+    """A catalogue that shows no change."""
+
+    def at(self, servable, seq):
+        return servable
+
+    def latest(self, servable):
+        return servable
+
+    async def fresh(self, servable, seq=None):
+        return servable
 
 
 class InlineCompute:

@@ -1,6 +1,7 @@
 """The HTTP application over the core's fakes: the whole surface, no model, no port."""
 
 import json
+import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,10 @@ from service.api.problems import PROBLEM_TYPES
 from service.api.routing import Border
 from service.observability.metrics import Metrics
 from service.recommend.admission import Admission
+from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
-from tests.fakes import FakeServable, FakeSource, FakeStore, InlineCompute
+from tests.fakes import FakeCatalogue, FakeChanges, FakeServable, FakeSource, FakeStore, InlineCompute
 
 TITLES = {kind.slug: kind for kind in PROBLEM_TYPES}
 
@@ -33,6 +35,7 @@ class Rig:
 
     servable: FakeServable = field(default_factory=FakeServable)
     store: FakeStore = field(default_factory=FakeStore)
+    changes: FakeChanges = field(default_factory=FakeChanges)
     access: Access = field(default_factory=LoopbackAccess)
     admission: Admission = field(default_factory=lambda: Admission(100))
     metrics: Metrics = field(default_factory=Metrics)
@@ -40,9 +43,13 @@ class Rig:
     max_body_bytes: int = 100_000
     default_timeout_ms: int = 2_000
     recommender: object | None = None
-    artifacts: ArtifactStore = field(default_factory=lambda: ArtifactStore(Path("no-such-folder")))
+    folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    """Gone with the rig."""
+    artifacts: ArtifactStore | None = None
+    """None: an empty one."""
 
     def __post_init__(self) -> None:
+        artifacts = self.artifacts or ArtifactStore(Path(self.folder.name))
         core = {
             "servables": FakeSource(self.servable),
             "history": self.store,
@@ -60,8 +67,9 @@ class Rig:
             interests=InterestTimeline(**core),
             events=self.store,
             users=self.store.users,
-            artifacts=self.artifacts,
-            aliases=AliasStore(self.artifacts, max_versions=3),
+            artifacts=artifacts,
+            aliases=AliasStore(artifacts, max_versions=3),
+            items=CatalogueItems(servables=FakeSource(self.servable), catalogue=FakeCatalogue(), changes=self.changes),
             served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at, {}),
             ready=ready,
         )

@@ -55,18 +55,20 @@ return added
 """
 )
 
-# KEYS: (history, blocks) of each subject. ARGV: for each how many events.
-# Returns for each a JSON array, oldest first: item, time, item, time; of who has blocks, that and the blocked items.
+# KEYS: sequence counter of the catalogue's changes, then (history, blocks) of each subject. ARGV: for each how many
+# events. Returns for each a JSON array, oldest first: item, time, item, time; of who has blocks, that and the blocked
+# items. The number of the latest change comes last.
 READ = """#!lua flags=no-writes
 local answers = {}
-for i = 1, #KEYS / 2 do
-  local members = redis.call('ZRANGE', KEYS[2 * i - 1], -tonumber(ARGV[i]), -1)
+for i = 1, (#KEYS - 1) / 2 do
+  local members = redis.call('ZRANGE', KEYS[2 * i], -tonumber(ARGV[i]), -1)
   for j = 1, #members do
     members[j] = string.sub(members[j], 17, string.find(members[j], '\\31', 17, true) - 1)
   end
-  local history, blocked = '[' .. table.concat(members, ',') .. ']', redis.call('ZRANGE', KEYS[2 * i], 0, -1)
+  local history, blocked = '[' .. table.concat(members, ',') .. ']', redis.call('ZRANGE', KEYS[2 * i + 1], 0, -1)
   answers[i] = #blocked == 0 and history or {history, cjson.encode(blocked)}
 end
+answers[#answers + 1] = redis.call('GET', KEYS[1]) or '0'
 return answers
 """
 

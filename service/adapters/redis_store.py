@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from service.adapters import redis_scripts as scripts
 from service.adapters.batcher import Batcher
 from service.adapters.redis_client import Script, connect, say
+from service.adapters.redis_items import changes_seq_key
 from service.adapters.redis_keys import RedisLimits
 from service.adapters.redis_users import RedisUsers
 from service.recommend.errors import StoreUnavailable
@@ -90,9 +91,11 @@ class RedisStore:
 
     async def _read(self, jobs: Sequence[_Read]) -> list[StoredHistory]:
         history_key, blocks_key = self.limits.history_key, self.limits.blocks_key
-        keys = list(chain.from_iterable([(history_key(subject), blocks_key(subject)) for subject, _ in jobs]))
-        answers = await self._read_script(keys, [limit for _, limit in jobs])
-        return [_history(answer) for answer in answers]
+        keys = [changes_seq_key(self.limits.prefix)]
+        keys += chain.from_iterable([(history_key(subject), blocks_key(subject)) for subject, _ in jobs])
+        *answers, changes_seq = await self._read_script(keys, [limit for _, limit in jobs])
+        seq = int(cast("str", changes_seq))
+        return [_history(answer, seq) for answer in answers]
 
     async def _append(self, jobs: Sequence[_Append]) -> list[tuple[bool, ...]]:
         """Write all jobs with one script: all or none of them is kept."""
@@ -114,16 +117,18 @@ class RedisStore:
         return [tuple([next(added) == 1 for _ in job]) for job in jobs]
 
 
-def _history(answer: object) -> StoredHistory:
+def _history(answer: object, changes_seq: int) -> StoredHistory:
     if answer == "[]":
-        return _EMPTY
+        return StoredHistory(changes_seq=changes_seq) if changes_seq else _EMPTY
     if isinstance(answer, str):
         events, blocked_item_ids = answer, ()
     else:
         events, blocked = cast("Sequence[str]", answer)
         blocked_item_ids = tuple(json.loads(blocked))
     pairs = json.loads(events)
-    return StoredHistory(tuple(pairs[::2]), tuple([us / 1e6 for us in pairs[1::2]]), blocked_item_ids)
+    return StoredHistory(
+        tuple(pairs[::2]), tuple([us / 1e6 for us in pairs[1::2]]), blocked_item_ids, changes_seq=changes_seq
+    )
 
 
 def _bare_json(values: Sequence[object]) -> str:

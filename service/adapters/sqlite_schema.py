@@ -36,9 +36,27 @@ CREATE TABLE blocks (
     PRIMARY KEY (subject_id, item_id)
 ) STRICT, WITHOUT ROWID;
 """
-_MIGRATIONS = (_EVENTS, _BLOCKS)
+# The latest state of every item that has changed, by its latest change; the log's own row outlives what is trimmed.
+_ITEMS = """
+CREATE TABLE items (
+    seq INTEGER PRIMARY KEY,
+    item_id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    fields TEXT NOT NULL
+) STRICT;
+CREATE TABLE item_log (
+    id INTEGER PRIMARY KEY CHECK (id = 0),
+    last_seq INTEGER NOT NULL,
+    trimmed_to INTEGER NOT NULL
+) STRICT;
+INSERT INTO item_log (id, last_seq, trimmed_to) VALUES (0, 0, 0)
+"""
+_MIGRATIONS = (_EVENTS, _BLOCKS, _ITEMS)
 """What leads from each version to the next; an empty file has version 0. A step that was released never changes."""
 SCHEMA_VERSION = len(_MIGRATIONS)
+
+ITEM_TABLES = ("items", "item_log")
+"""Tables that say nothing of any subject."""
 
 SUBJECT_TABLES = ("events", "blocks")
 """Every table that keeps something of a subject, under its `subject_id`: who is forgotten is gone from all of them."""
@@ -48,7 +66,7 @@ SUBJECT_TABLES = ("events", "blocks")
 READ = """
 SELECT json_group_array(item_id), json_group_array(occurred_us), (
     SELECT json_group_array(item_id) FROM blocks WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?1)
-) FROM (
+), (SELECT last_seq FROM item_log) FROM (
     SELECT item_id, occurred_us FROM events
     WHERE subject_id = (SELECT id FROM subjects WHERE subject = ?1)
     ORDER BY occurred_us DESC, seq DESC LIMIT ?2
@@ -93,6 +111,16 @@ INSERT INTO blocks (subject_id, item_id, blocked_us) SELECT ?2, item_id, blocked
 ON CONFLICT (subject_id, item_id) DO NOTHING
 """
 MOVE_EVENTS = "UPDATE events SET subject_id = ?2, seq = seq + ?3 WHERE subject_id = ?1"
+ITEM_LOG = "SELECT last_seq, trimmed_to FROM item_log"
+COUNT_ITEMS = "SELECT count(*) FROM items"
+FIND_ITEM = "SELECT seq, kind, fields FROM items WHERE item_id = ?"
+CHANGED_SINCE = "SELECT seq, item_id, kind, fields FROM items WHERE seq > ? ORDER BY seq LIMIT ?"
+FORGET_ITEM = "DELETE FROM items WHERE seq = ?"
+ADD_ITEM = "INSERT INTO items (seq, item_id, kind, fields) VALUES (?, ?, ?, ?)"
+NOTE_CHANGES = "UPDATE item_log SET last_seq = ?"
+NOTE_TRIMMED = "UPDATE item_log SET trimmed_to = max(trimmed_to, ?)"
+FIND_FOLDED = "SELECT seq, fields FROM items WHERE seq <= ?"
+STRIP_ITEM = "UPDATE items SET kind = 'patch', fields = ? WHERE seq = ?"
 
 
 class StoreFileError(ValueError):

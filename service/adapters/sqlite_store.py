@@ -63,13 +63,14 @@ class SqliteStore:
 
 
 def _history(subject: Subject, limit: int, connection: sqlite3.Connection) -> StoredHistory:
-    item_ids, occurred_us, blocked = connection.execute(sql.READ, (subject, limit)).fetchone()
+    item_ids, occurred_us, blocked, changes_seq = connection.execute(sql.READ, (subject, limit)).fetchone()
     if item_ids == "[]" and blocked == "[]":
-        return _EMPTY
+        return StoredHistory(changes_seq=changes_seq) if changes_seq else _EMPTY
     return StoredHistory(
         item_ids=tuple(reversed(json.loads(item_ids))),
         occurred_at=tuple([us / 1e6 for us in reversed(json.loads(occurred_us))]),
         blocked_item_ids=() if blocked == "[]" else tuple(json.loads(blocked)),
+        changes_seq=changes_seq,
     )
 
 

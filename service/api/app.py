@@ -15,6 +15,8 @@ from service.api.middleware import Envelope
 from service.api.parts import PartsSource
 from service.api.routes.aliases import alias_routes
 from service.api.routes.artefacts import artefact_routes
+from service.api.routes.bulk import bulk_routes
+from service.api.routes.catalogue import catalogue_routes
 from service.api.routes.events import event_routes
 from service.api.routes.interests import interest_routes
 from service.api.routes.items import item_routes
@@ -58,6 +60,8 @@ def make_app(
     app.router.routes += recommendation_routes(parts, border, metrics)
     app.router.routes += event_routes(parts, border, metrics, max_future_s=max_future_s)
     app.include_router(item_routes(parts, border))
+    app.include_router(bulk_routes(parts, border))
+    app.router.routes += catalogue_routes(parts, border)  # after `/similar`, which an item's path would swallow
     app.include_router(user_routes(parts, border))
     app.include_router(interest_routes(parts, border, metrics))
     app.include_router(model_routes(parts, border))

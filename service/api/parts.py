@@ -7,6 +7,7 @@ from datetime import datetime
 from api_schemas.health import Ready
 from index.aliases import AliasStore
 from index.store import ArtifactStore
+from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
@@ -34,6 +35,7 @@ class Parts:
     users: UserStore
     artifacts: ArtifactStore
     aliases: AliasStore
+    items: CatalogueItems
     served: Callable[[], Served | None]
     ready: Callable[[], Awaitable[Ready]]
 

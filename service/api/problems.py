@@ -70,6 +70,7 @@ PROBLEMS: Mapping[type[core.RecommendError], ProblemType] = {
     core.Conflict: CONFLICT,
     core.BlocksFull: CONFLICT,
     core.ScenarioNotFound: NOT_FOUND,
+    core.ChangesFull: CONFLICT,
     core.InvalidQuery: VALIDATION_ERROR,
     core.Overloaded: OVERLOADED,
     core.NoServable: NOT_READY,

@@ -10,7 +10,7 @@ import inspect
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -33,6 +33,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 ReadT = TypeVar("ReadT")
 TRACE = "prismrec.trace"
 _JSON = b"application/json"
+_NDJSON = b"application/x-ndjson"
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {"model": Problem, "description": "What is wrong with the request."},
     "5XX": {"model": Problem, "description": "Why it can not be answered now."},
@@ -118,12 +119,7 @@ class Border:
             ClientDisconnect: The caller has gone.
         """
         headers: Mapping[bytes, bytes] = scope[TRACE].headers
-        media_type = headers.get(b"content-type", b"")
-        if media_type != _JSON and media_type.partition(b";")[0].strip().lower() != _JSON:
-            # also keeps out what a web page of another origin can send without being asked first
-            raise ApiError(problems.UNSUPPORTED_MEDIA_TYPE, "Send 'Content-Type: application/json'.")
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise ApiError(problems.UNSUPPORTED_MEDIA_TYPE, "Send the body without 'Content-Encoding'.")
+        _check_media_type(headers, _JSON)
         announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or len(announced) > 18 or int(announced) > self._max_body_bytes:
             raise self._too_large()
@@ -143,6 +139,42 @@ class Border:
                 headers=[(b"connection", b"close")],
             ) from None
 
+    async def read_lines(
+        self, scope: Scope, receive: Receive, *, max_line_bytes: int
+    ) -> AsyncIterator[tuple[int, bytes | None]]:
+        """Give the lines of a request that says it is NDJSON as they come, numbered from 1, without the empty ones.
+
+        Of a line that is too long, None comes; no more than one line and one piece of the network are held.
+
+        Raises:
+            ApiError: `unsupported-media-type`, or `request-timeout` when the next piece does not arrive.
+            ClientDisconnect: The caller has gone.
+        """
+        _check_media_type(scope[TRACE].headers, _NDJSON)
+        number, held, too_long, more = 1, b"", False, True
+        while more:
+            try:
+                async with asyncio.timeout(self._body_timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(
+                    problems.REQUEST_TIMEOUT,
+                    f"Nothing arrived for {self._body_timeout_s:g} s; the lines before line {number} are kept.",
+                    headers=[(b"connection", b"close")],
+                ) from None
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            *lines, held = (held + message.get("body", b"") + (b"" if more else b"\n")).split(b"\n")
+            for line in lines:
+                if too_long or len(line) > max_line_bytes:
+                    yield number, None
+                elif line.strip():
+                    yield number, line
+                number, too_long = number + 1, False
+            if len(held) > max_line_bytes:
+                held, too_long = b"", True
+
     async def _read_on(self, message: Mapping[str, object], receive: Receive) -> bytes:
         chunks: list[bytes] = []
         size = 0
@@ -160,6 +192,18 @@ class Border:
 
     def _too_large(self) -> ApiError:
         return ApiError(problems.PAYLOAD_TOO_LARGE, f"A body may have {self._max_body_bytes} bytes.")
+
+
+def _check_media_type(headers: Mapping[bytes, bytes], wanted: bytes) -> None:
+    """Raise `unsupported-media-type` unless a body is what it should be.
+
+    It also keeps out what a web page of another origin can send without being asked first.
+    """
+    media_type = headers.get(b"content-type", b"")
+    if media_type != wanted and media_type.partition(b";")[0].strip().lower() != wanted:
+        raise ApiError(problems.UNSUPPORTED_MEDIA_TYPE, f"Send 'Content-Type: {wanted.decode()}'.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise ApiError(problems.UNSUPPORTED_MEDIA_TYPE, "Send the body without 'Content-Encoding'.")
 
 
 def parse(model: type[BodyT]) -> Callable[[bytes], BodyT]:
@@ -181,12 +225,16 @@ def parse(model: type[BodyT]) -> Callable[[bytes], BodyT]:
 
 
 class Direct(APIRoute):
-    """A POST route with a JSON body, called without FastAPI's dependency machinery."""
+    """A route with a JSON body, called without FastAPI's dependency machinery.
+
+    What its path names comes first among the endpoint's arguments, as text; FastAPI's declarations of it are
+    documentation.
+    """
 
     def __init__(
         self,
         path: str,
-        endpoint: Callable[[ReadT, Trace], Awaitable[object]],
+        endpoint: Callable[..., Awaitable[object]],
         *,
         body: type[BaseModel],
         answer: type,
@@ -195,6 +243,7 @@ class Direct(APIRoute):
         read: Callable[[bytes], ReadT],
         summary: str,
         tag: str,
+        method: str = "POST",
     ) -> None:
         """Make the route.
 
@@ -208,25 +257,29 @@ class Direct(APIRoute):
             read: Makes something of a body, or raises `ApiError`.
             summary: Of the documentation.
             tag: Of the documentation.
+            method: Of the requests.
         """
         super().__init__(
-            path, _documented(endpoint, body, answer), methods=["POST"], summary=summary, tags=[tag],
+            path, _documented(endpoint, body, answer), methods=[method], summary=summary, tags=[tag],
             openapi_extra=secured(needs), responses=PROBLEM_RESPONSES,
         )  # fmt: skip
         self._border = border
         self._needs: KeyScope = needs
-        self._answer: Callable[[bytes, Trace], Awaitable[object]] = lambda data, trace: endpoint(read(data), trace)
+        self._method = method
+        self._answer: Callable[[Mapping[str, str], bytes, Trace], Awaitable[object]] = lambda named, data, trace: (
+            endpoint(*named.values(), read(data), trace)
+        )
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, read, answer."""
-        if scope["method"] != "POST":
+        if scope["method"] != self._method:
             await super().handle(scope, receive, send)  # says 405
             return
         trace: Trace = scope[TRACE]
         trace.route = self.path
         self._border.check_access(scope, needs=self._needs)
         body = await self._border.read_json(scope, receive)
-        answer = to_json(await self._answer(body, trace))
+        answer = to_json(await self._answer(scope["path_params"], body, trace))
         await send(
             {
                 "type": "http.response.start",
@@ -273,8 +326,10 @@ def _documented(endpoint: Callable[..., object], body: type[BaseModel], answer: 
 
     documented.__name__ = endpoint.__name__
     documented.__doc__ = endpoint.__doc__
+    *named, _, _ = inspect.signature(endpoint).parameters.values()
     documented.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect looks at first
-        [inspect.Parameter("body", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=body)], return_annotation=answer
+        [*named, inspect.Parameter("body", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=body)],
+        return_annotation=answer,
     )
     return documented
 

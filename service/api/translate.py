@@ -99,7 +99,7 @@ def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:
         "items": [_line(item) for item in listing.items],
         "model": model_version(listing.version),
         "index": index_version(listing.version),
-        "degraded": [],
+        "degraded": list(listing.degraded),
         "took_ms": round(took_ms, 3),
     }
 

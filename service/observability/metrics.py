@@ -55,6 +55,9 @@ class Metrics:
         self.store_bytes = self._gauge(
             "prismrec_store_size_bytes", "Bytes of the event store: on disk (SQLite), in memory (Redis).", "livemax"
         )
+        self.changed_items = self._gauge(
+            "prismrec_changed_items", "Items that have changed since the index was built, or are hidden.", "livemax"
+        )
         self.swaps = self._counter("prismrec_servable_swaps_total", "Versions that were taken into service.")
         self.refusals = self._counter("prismrec_servable_refusals_total", "Versions that were refused.")
         self.index_built = self._gauge(

@@ -7,6 +7,7 @@
     * ScenarioNotFound
   * Conflict               what is kept does not allow the change
     * BlocksFull           as many items are blocked as are kept
+    * ChangesFull          as many items have changed as are kept between two rebuilds
   * InvalidQuery           what the caller asked can not be answered; names the field
   * Overloaded             too many requests in flight; try again after `retry_after_s`
   * NoServable             no model is loaded (yet)
@@ -58,6 +59,14 @@ class BlocksFull(Conflict):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} items at most can be blocked; take a block back first")
+        self.limit = limit
+
+
+class ChangesFull(Conflict):
+    """As many items have changed since the index was built as are kept."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} changed items at most are kept; rebuild the index with them, then trim them")
         self.limit = limit
 
 

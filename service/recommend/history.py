@@ -67,10 +67,15 @@ def check_query(query: Query, servable: Servable) -> None:
         raise InvalidQuery("/method", f"{query.method!r} is not offered by this model; it offers {known}")
     for position, item in enumerate(query.history or ()):
         if item.modalities:
-            _check_vectors(item.modalities, servable.modalities, pointer=f"/history/{position}/modalities")
+            check_vectors(item.modalities, servable.modalities, pointer=f"/history/{position}/modalities")
 
 
-def _check_vectors(vectors: Mapping[str, Vectors], widths: Mapping[str, int], *, pointer: str) -> None:
+def check_vectors(vectors: Mapping[str, Vectors], widths: Mapping[str, int], *, pointer: str) -> None:
+    """Find vectors that a model can not read; `pointer` leads to them in the request.
+
+    Raises:
+        InvalidQuery: Names the field.
+    """
     for name, vector in vectors.items():
         field = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
         width = widths.get(name)
@@ -120,7 +125,8 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
 
     known_candidates: tuple[int, ...] | None = None
     if query.candidate_item_ids is not None:
-        known_candidates = tuple(dict.fromkeys(row for row in candidate_rows if row >= 0))
+        hidden = servable.hidden_rows
+        known_candidates = tuple(dict.fromkeys(row for row in candidate_rows if row >= 0 and row not in hidden))
         if -1 in candidate_rows:
             pairs = zip(query.candidate_item_ids, candidate_rows, strict=True)
             unknown += [item_id for item_id, row in pairs if row < 0]

@@ -15,6 +15,7 @@ from service.recommend.deadline import Deadline
 from service.recommend.errors import DeadlineExceeded
 from service.recommend.explain import explain_answer
 from service.recommend.history import check_query
+from service.recommend.items import Catalogue
 from service.recommend.job import Answer, Job
 from service.recommend.listing import held
 from service.recommend.ports import HistoryStore, StoredHistory
@@ -73,9 +74,17 @@ class InterestTimeline:
     """Answers what a user was interested in over time. Built once; used on the event loop, which it never blocks."""
 
     def __init__(
-        self, *, servables: ServableSource, history: HistoryStore, compute: Compute, admission: Admission
+        self,
+        *,
+        servables: ServableSource,
+        history: HistoryStore,
+        compute: Compute,
+        admission: Admission,
+        catalogue: Catalogue | None = None,
     ) -> None:
+        """Put the parts together; without a `catalogue`, what was loaded is what there is."""
         self._servables = servables
+        self._catalogue = catalogue
         self._history = history
         self._compute = compute
         self._admission = admission
@@ -101,7 +110,8 @@ class InterestTimeline:
             windows = windows_of(stored.occurred_at, window_s=window_s, limit=limit)
             if not windows:
                 return Interests((), servable.version)
-            work = partial(_interests, servable, query, stored, windows, deadline)
+            view = servable if self._catalogue is None else self._catalogue.latest(servable)
+            work = partial(_interests, view, query, stored, windows, deadline)
             return await self._compute.alone(partial(held, servable, work), deadline=deadline)
 
     async def _stored(self, subject: Subject, deadline: Deadline) -> StoredHistory:

@@ -19,6 +19,8 @@ class StoredHistory:
     """Seconds since the epoch, UTC."""
     blocked_item_ids: tuple[ItemId, ...] = ()
     """Never to be shown to this subject; in no order."""
+    changes_seq: int = 0
+    """Of the latest change of the catalogue that had been acknowledged when this was read; 0: there was none."""
 
 
 class EventPlace(NamedTuple):

@@ -19,6 +19,7 @@ from service.recommend.deadline import Deadline
 from service.recommend.errors import DeadlineExceeded, InvalidQuery, ModelNotFound, Overloaded, StoreUnavailable
 from service.recommend.explain import explain_answer
 from service.recommend.history import check_query
+from service.recommend.items import Catalogue
 from service.recommend.job import NO_HISTORY, Answer, Job
 from service.recommend.listing import held, named_answer, popular_listing, similar_listing
 from service.recommend.ports import HistoryStore, StoredHistory
@@ -49,6 +50,7 @@ RESERVE_S = 0.01
 is in time."""
 
 STORE_UNAVAILABLE = "store_unavailable"
+CATALOGUE_STALE = "catalogue_stale"
 EXPLANATION_FAILED = "explanation_failed"
 EXPLANATION_LATE = "explanation_late"
 EXPLANATION_OVERLOADED = "explanation_overloaded"
@@ -58,6 +60,7 @@ RERANK_OVERLOADED = "rerank_overloaded"
 
 DEGRADED = (
     STORE_UNAVAILABLE,
+    CATALOGUE_STALE,
     RERANK_LATE,
     RERANK_FAILED,
     RERANK_OVERLOADED,
@@ -68,6 +71,7 @@ DEGRADED = (
 """What an answer may lack, beside `MODEL_FAILED` of `service.recommend.answer`; docs/operations.md explains all."""
 
 HISTORY_MISSED = "history_missed"
+CHANGES_MISSED = "item_changes_missed"
 MODEL_BROKE = "model_broke"
 EXPLANATIONS_BROKE = "explanations_broke"
 RANKER_BROKE = "ranker_broke"
@@ -87,8 +91,11 @@ class Recommender:
         compute: Compute,
         admission: Admission,
         store_timeout_s: float,
+        catalogue: Catalogue | None = None,
     ) -> None:
+        """Put the parts together; without a `catalogue`, what was loaded is what there is."""
         self._servables = servables
+        self._catalogue = catalogue
         self._history = history
         self._compute = compute
         self._admission = admission
@@ -156,7 +163,7 @@ class Recommender:
             if item_ids is None:
                 answer = await self._answer(job)
             else:
-                work = partial(held, servable, partial(named_answer, job, tuple(item_ids)))
+                work = partial(held, job.servable, partial(named_answer, job, tuple(item_ids)))
                 answer = await self._compute.alone(work, deadline=deadline)
             answer = await self._rerank(job, answer, degraded, timings_ms)
             explanation = await self._explain(job, answer, deadline, timings_ms)
@@ -183,13 +190,14 @@ class Recommender:
             DeadlineExceeded: The time is up.
         """
         with self._admission, self._servables.acquire() as servable:
+            view, degraded = await self._view(servable, None, deadline)
             if modality is not None and modality not in servable.parts:
                 known = ", ".join(servable.parts)
                 raise InvalidQuery("/modality", f"{modality!r} is not a modality of this model; it has {known}")
             started = time.perf_counter()
-            work = partial(similar_listing, servable, item_id, k=k, modality=modality, restriction=restriction)
-            items = await self._compute.alone(partial(held, servable, work), deadline=deadline)
-            return Listing(items, servable.version, {"search": _since_ms(started)})
+            work = partial(similar_listing, view, item_id, k=k, modality=modality, restriction=restriction)
+            items = await self._compute.alone(partial(held, view, work), deadline=deadline)
+            return Listing(items, servable.version, {"search": _since_ms(started)}, degraded)
 
     async def popular(self, *, k: int, restriction: Filter = _ANY, deadline: Deadline) -> Listing:
         """Return what is most popular in the catalogue.
@@ -200,10 +208,11 @@ class Recommender:
             DeadlineExceeded: The time is up.
         """
         with self._admission, self._servables.acquire() as servable:
+            view, degraded = await self._view(servable, None, deadline)
             started = time.perf_counter()
-            work = partial(popular_listing, servable, k=k, restriction=restriction)
-            items = await self._compute.alone(partial(held, servable, work), deadline=deadline)
-            return Listing(items, servable.version, {"search": _since_ms(started)})
+            work = partial(popular_listing, view, k=k, restriction=restriction)
+            items = await self._compute.alone(partial(held, view, work), deadline=deadline)
+            return Listing(items, servable.version, {"search": _since_ms(started)}, degraded)
 
     def model(self, name: str) -> ModelCard:
         """Return what a loaded model says of itself, by the name of its family or its version.
@@ -229,14 +238,40 @@ class Recommender:
         """Check a query and await what it needs; return the job, what is missing from it, and the time it took."""
         check_query(query, servable)
         deadline.check()
-        if query.subject is None:
+        if query.subject is None and self._catalogue is None:
             return Job(servable, query, deadline), [], {}
         started = time.perf_counter()
-        stored = await self._stored(query.subject, deadline)
+        stored = NO_HISTORY if query.subject is None else await self._stored(query.subject, deadline)
+        if stored is None:
+            degraded, stored, view = [STORE_UNAVAILABLE], NO_HISTORY, self._latest(servable)
+        else:
+            seq = None if query.subject is None else stored.changes_seq
+            view, missing = await self._view(servable, seq, deadline)
+            degraded = [*missing]
         timings_ms = {"store": _since_ms(started)}
         deadline.check()
-        degraded = [STORE_UNAVAILABLE] if stored is None else []
-        return Job(servable, query, deadline, stored or NO_HISTORY), degraded, timings_ms
+        return Job(view, query, deadline, stored), degraded, timings_ms
+
+    def _latest(self, servable: Servable) -> Servable:
+        return servable if self._catalogue is None else self._catalogue.latest(servable)
+
+    async def _view(self, servable: Servable, seq: int | None, deadline: Deadline) -> tuple[Servable, tuple[str, ...]]:
+        """Return the version with all changes up to a number (None: the latest), and what is missing.
+
+        With a history comes the number of the latest change, and this process mostly has it: then nothing is awaited.
+        """
+        if self._catalogue is None:
+            return servable, ()
+        if seq is not None:
+            view = self._catalogue.at(servable, seq)
+            if view is not None:
+                return view, ()
+        try:
+            async with asyncio.timeout(STORE_SHARE * max(deadline.remaining_s(), 0.0)):
+                return await self._catalogue.fresh(servable, seq), ()
+        except (StoreUnavailable, TimeoutError) as error:
+            _log.debug(CHANGES_MISSED, reason=str(error) or "no answer in time")
+            return self._latest(servable), (CATALOGUE_STALE,)
 
     async def _stored(self, subject: Subject, deadline: Deadline) -> StoredHistory | None:
         """Return what the subject did, or None when the store is away or late."""

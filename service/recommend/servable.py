@@ -6,6 +6,7 @@ this one servable.
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -185,6 +186,11 @@ class Servable(Model, Protocol):
     @property
     def popular_rows(self) -> Rows:
         """All rows, the most popular first."""
+        ...
+
+    @property
+    def hidden_rows(self) -> AbstractSet[int]:
+        """Rows that items may have and that no answer shows: searches and `popular_rows` leave them out themselves."""
         ...
 
     def retain(self) -> bool:

@@ -230,6 +230,8 @@ class Listing:
     items: tuple[ScoredItem, ...]
     version: ServedVersion
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+    """As of a slate."""
 
 
 Figures = Mapping[str, float | int | str | None]

@@ -6,12 +6,15 @@ Here the core's world (rows, plain arrays) meets ONNX Runtime.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from api_schemas.manifest import BundleManifest
 from index.bundle import Bundle
+from index.bundle import EncodedItems as EncodedCatalogue
 from index.decompose import decompose
 from index.explain import ExplanationArrays, explain, modality_shares
-from index.features import prepare
+from index.features import ModelInputs, prepare
+from index.item_encoder import ItemEncoder
 from index.item_tables import ItemTables
 from index.known import KnownTable
 from service.recommend.servable import Attribution, EncodedItems, Mask, Rows
@@ -34,6 +37,7 @@ class LoadedModel:
         """
         self._bundle = bundle
         self._known_users = known_users
+        self._item_encoder: ItemEncoder | None = None
         manifest = bundle.manifest
         self.modalities: Mapping[str, int] = {modality.name: modality.dim for modality in manifest.modalities}
         self.parts = manifest.part_names
@@ -46,6 +50,7 @@ class LoadedModel:
             for method, measured in manifest.faithfulness.items()
         }
         # Straight through, without a call in between: these are on the path of every request.
+        self.candidates = tables.candidates
         self.history = tables.history
         self.states = tables.states
         self.presence = tables.presence
@@ -57,13 +62,27 @@ class LoadedModel:
 
     def encode_items(self, raw: Sequence[Mapping[str, Vectors]]) -> EncodedItems:
         """Encode items from raw vectors `[D_m]` by modality; a missing modality is one that the item has not."""
+        encoded = self._bundle.encode_items(self._inputs(raw))
+        return EncodedItems(history_BH=encoded.history, states_BMS=encoded.states, presence_BM=encoded.presence)
+
+    def encode_catalogue(self, item_ids: Sequence[str], raw: Sequence[Mapping[str, Vectors]]) -> EncodedCatalogue:
+        """Encode items as a rebuild would: what the model has learned of an item that it knows comes first."""
+        if self._item_encoder is None:
+            self._item_encoder = ItemEncoder(self._bundle)
+        known_rows = self._item_encoder.known_rows(pa.chunked_array([pa.array(item_ids, pa.large_string())]))
+        return self._item_encoder.encode(self._inputs(raw), known_rows)
+
+    def score_vectors(self, queries_BQD: Vectors, candidates_KD: Vectors) -> Vectors:
+        """Return every user's score of every candidate `[B, K]`."""
+        scores_BK: Vectors = self._bundle.score(queries_BQD, candidates_KD)
+        return scores_BK
+
+    def _inputs(self, raw: Sequence[Mapping[str, Vectors]]) -> ModelInputs:
         arrays = {name: np.zeros((len(raw), width), dtype=np.float32) for name, width in self.modalities.items()}
         for place, vectors in enumerate(raw):
             for name, vector in vectors.items():
                 arrays[name][place] = vector
-        inputs = prepare(arrays, {}, self._bundle.manifest.modalities)
-        encoded = self._bundle.encode_items(inputs)
-        return EncodedItems(history_BH=encoded.history, states_BMS=encoded.states, presence_BM=encoded.presence)
+        return prepare(arrays, {}, self._bundle.manifest.modalities)
 
     def user_queries(self, user_id: str) -> Vectors | None:
         """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""

@@ -69,13 +69,17 @@ class LoadedServable(LoadedModel):
         self.ranker = ranker
         self.answer_cpu_s = answer_cpu_s
         self.num_items = snapshot.num_items
+        self.folded_seq = snapshot.manifest.changes_seq
+        """Changes of the catalogue up to here are in the index already."""
         self.popular_rows: Rows = snapshot.popular_rows
+        self.hidden_rows: frozenset[int] = frozenset()
         # As in LoadedModel.
         self.rows = snapshot.rows
         self.item_ids = snapshot.item_ids
         self.metadata = snapshot.metadata
         self.popularity_positions = snapshot.popularity_positions
         self.score = snapshot.score
+        self.like = snapshot.like
 
     def retain(self) -> bool:
         """Keep this version open until `release`; False when it is closed already and must not be used."""

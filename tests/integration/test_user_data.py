@@ -12,7 +12,7 @@ import pytest
 from service.adapters.redis_keys import RedisLimits
 from service.adapters.redis_store import RedisStore
 from service.adapters.sqlite_file import SqliteLimits
-from service.adapters.sqlite_schema import SCHEMA_VERSION, SUBJECT_TABLES
+from service.adapters.sqlite_schema import ITEM_TABLES, SCHEMA_VERSION, SUBJECT_TABLES
 from service.adapters.sqlite_store import SqliteStore
 from service.recommend.errors import StoreUnavailable
 from service.recommend.types import ItemId, session_subject, user_subject
@@ -55,7 +55,9 @@ async def test_of_who_was_erased_neither_a_row_nor_a_byte_is_left_in_the_file(tm
             orphans = f"SELECT count(*) FROM {table} WHERE subject_id NOT IN (SELECT id FROM subjects)"
             assert reader.execute(orphans).fetchone() == (0,)
     reader.close()
-    assert set(tables) == {"subjects", *SUBJECT_TABLES}, "a table of users' data that the erasure does not know?"
+    assert set(tables) == {"subjects", *SUBJECT_TABLES, *ITEM_TABLES}, (
+        "a table of users' data that the erasure does not know?"
+    )
     assert "u:u7" in text
     for file in tmp_path.iterdir():
         assert [trace for trace in TRACES if trace.encode() in file.read_bytes()] == [], file

@@ -1,5 +1,7 @@
 """Whatever the documentation allows, and much that it does not, is answered as documented and never with a 500."""
 
+import json
+
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
@@ -13,6 +15,12 @@ class Everybody:
 
     def check(self, headers, *, client, scope):
         return None
+
+
+@schemathesis.serializer("application/x-ndjson")
+def ndjson(_context, value):
+    """Send a text as it is, and anything else as a line."""
+    return (value if isinstance(value, str) else json.dumps(value, default=str)).encode(errors="replace")
 
 
 RIG = Rig(access=Everybody())

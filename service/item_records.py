@@ -1,0 +1,63 @@
+"""Jobs about the changes of the catalogue: export them, and trim what the indexes have folded in."""
+
+import json
+import os
+from pathlib import Path
+
+from api_schemas.item_records import ItemRecordsEnd
+from index.store import ArtifactStore
+from service.recommend.items import ItemChanges, state_of
+
+_PAGE = 200
+
+
+async def export_items(changes: ItemChanges, file: Path) -> ItemRecordsEnd:
+    """Write the records of all changed items to a file, which is there whole or not at all; return its end.
+
+    Raises:
+        StoreUnavailable: The changes can not be read.
+        OSError: The file can not be written.
+    """
+    item_ids: set[str] = set()
+    seq = 0
+    partial = file.with_name(f"{file.name}.part")
+    with partial.open("w", encoding="utf-8") as out:
+        while True:
+            found = await changes.changed_since(seq, limit=_PAGE)
+            for record in found.records:
+                state = state_of(record)
+                line = {"item_id": record.item_id, "seq": record.seq, "op": record.kind, **state.metadata}
+                if state.modalities:
+                    line["modalities"] = {name: vector.tolist() for name, vector in state.modalities.items()}
+                if state.available is not None:
+                    line["available"] = state.available
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                item_ids.add(record.item_id)
+                seq = record.seq
+            if len(found.records) < _PAGE:
+                break
+        end = ItemRecordsEnd(changes_seq=found.last_seq, trimmed_to=found.trimmed_to, num_items=len(item_ids))
+        out.write(end.model_dump_json() + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(file)
+    return end
+
+
+async def trim_items(changes: ItemChanges, store: ArtifactStore) -> tuple[int, int]:
+    """Forget the changes that the current index and the one before it have folded in.
+
+    Returns:
+        The number up to which they are forgotten, and how many items are left.
+
+    Raises:
+        ArtefactError: One of the two can not be read.
+        StoreUnavailable: The changes can not be reached.
+        ValueError: There is no current index, or it has folded in changes of another store.
+    """
+    current = store.current()
+    if current is None:
+        raise ValueError(f"{store.root}: no index is current")
+    versions = [current, store.rollback_target()]
+    up_to = min(store.open_snapshot(version)[1].changes_seq for version in versions if version is not None)
+    return up_to, await changes.trim_changes(up_to=up_to)
