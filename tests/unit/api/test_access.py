@@ -7,22 +7,13 @@ from service.api.access import KeyAccess, is_loopback
 from service.api.keys import SCOPES, KeyRing, KeysFileError, new_key, parse_keys
 from tests.http_app import Rig, assert_problem
 
-NEEDS = [
-    ("POST", "/v1/recommendations", "serve"),
-    ("POST", "/v1/explanations", "explain"),
-    ("POST", "/v1/events", "events"),
-    ("GET", "/v1/items/i1/similar", "serve"),
-    ("GET", "/v1/popular", "serve"),
-    ("GET", "/v1/models/fake/modalities", "explain"),
-    ("GET", "/v1/users/i1/events", "events"),
-    ("POST", "/v1/users/i1/merge", "events"),
-    ("GET", "/v1/users/i1/blocks", "events"),
-    ("PUT", "/v1/users/i1/blocks/x", "events"),
-    ("DELETE", "/v1/users/i1/blocks/x", "events"),
-    ("DELETE", "/v1/users/i1", "events"),
-    ("GET", "/v1/users/i1/interests", "explain"),
-    ("GET", "/metrics", None),
-    ("GET", "/version", None),
+GUARDED = [
+    ("POST", "/v1/recommendations"),
+    ("POST", "/v1/events"),
+    ("GET", "/v1/items/%00/similar"),
+    ("GET", "/v1/users/%00/events"),
+    ("DELETE", "/v1/users/%00"),
+    ("GET", "/metrics"),
 ]
 OPEN = ["/livez", "/readyz", "/openapi.json", "/docs"]
 
@@ -56,18 +47,6 @@ async def ask(client, method, path, **headers):
     return await client.request(method, path, json={} if method == "POST" else None, headers=headers)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-async def test_a_key_opens_what_its_scope_allows_and_nothing_else(rig, keys, scope):
-    async with rig.client(address="10.1.2.3", host="example.org") as client:
-        for method, path, needs in NEEDS:
-            response = await ask(client, method, path, authorization=f"Bearer {keys[scope][0]}")
-            if needs in (None, scope):
-                assert response.status_code in (200, 204, 422), (path, response.text)
-            else:
-                problem = assert_problem(response, "forbidden")
-                assert f"'{needs}'" in problem.detail
-
-
 async def test_a_key_may_come_in_either_header_and_bearer_counts_first(rig, keys):
     key, other = keys["serve"][0], keys["events"][0]
     async with rig.client() as client:
@@ -95,8 +74,8 @@ async def test_a_key_may_come_in_either_header_and_bearer_counts_first(rig, keys
 )
 async def test_without_a_valid_key_nothing_is_told_not_even_whether_the_request_is_valid(rig, headers):
     async with rig.client() as client:
-        for method, path, _ in NEEDS:
-            response = await ask(client, method, path.replace("i1", "%00"), **headers)
+        for method, path in GUARDED:
+            response = await ask(client, method, path, **headers)
             assert_problem(response, "unauthenticated")
             assert response.headers["www-authenticate"].startswith("Bearer")
 

@@ -78,7 +78,8 @@ async def test_a_key_opens_what_its_scope_allows_and_nothing_else(rig, keys, rou
     if NEEDS[route] in (None, "any", scope):
         assert response.status_code not in (401, 403)
     else:
-        assert_problem(response, "forbidden")
+        problem = assert_problem(response, "forbidden")
+        assert NEEDS[route] in problem.detail
 
 
 @pytest.mark.parametrize("route", NEEDS)
