@@ -20,6 +20,7 @@ from api_schemas.fields import (
     MAX_HISTORY,
     MAX_K,
     MAX_MODALITIES,
+    MAX_REQUESTS,
     MAX_TIMEOUT_MS,
     MAX_VECTOR,
     Body,
@@ -29,6 +30,7 @@ from api_schemas.fields import (
     Label,
 )
 from api_schemas.manifest import ModalityName
+from api_schemas.problem import Problem
 
 # A list of up to a million numbers or ten thousand ids stops at its first mistake: collecting all of them is work that
 # anybody could make us do.
@@ -109,6 +111,20 @@ class RecommendationRequest(SlateRequest):
 
     explain: Literal["none", "summary", "full"] = Field(
         default="none", description="Whether the answer says which modality of which past item drove it."
+    )
+
+
+class BatchRequest(Body):
+    """The body of `POST /v1/recommendations/batch`."""
+
+    requests: list[RecommendationRequest] = Field(
+        min_length=1, max_length=MAX_REQUESTS, description="Each as for `/v1/recommendations`, and judged on its own."
+    )
+    timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description="One deadline for all; the `timeout_ms` of a request can only make its own earlier.",
     )
 
 
@@ -246,3 +262,18 @@ class RecommendationAnswer(UserAnswer):
     recommendation_id: Annotated[str, Field(description="Send it with the events that follow from this answer.")]
     items: list[RecommendedItem]
     modality_interest: NotRequired[Annotated[list[ModalityShare], Field(description="Unless explain = none.")]]
+
+
+class BatchResult(TypedDict):
+    """What became of one request of a batch: a body or a problem."""
+
+    status: Annotated[int, Field(description="The HTTP status that the request would have had alone.")]
+    body: NotRequired[RecommendationAnswer]
+    problem: NotRequired[Problem]
+
+
+class BatchAnswer(TypedDict):
+    """The answer of `POST /v1/recommendations/batch`."""
+
+    results: Annotated[list[BatchResult], Field(description="One for each request, in its order.")]
+    took_ms: float

@@ -9,6 +9,7 @@ from tests.http_app import Rig, assert_problem
 
 NEEDS = [
     ("POST", "/v1/recommendations", "serve"),
+    ("POST", "/v1/recommendations/batch", "serve"),
     ("POST", "/v1/explanations", "explain"),
     ("POST", "/v1/events", "events"),
     ("GET", "/v1/items/i1/similar", "serve"),
