@@ -95,6 +95,13 @@ class SlateRequest(Body):
         default=None,
         description="Family or version of a loaded model that shall answer, whatever the scenario's alias says.",
     )
+    diversity: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="How much an item counts for less that is like those ranked before it, by categories or else by "
+        "content: 0 leaves the order to the scores, 1 to variety alone. Scores stay the model's.",
+    )
     timeout_ms: int | None = Field(
         default=None, ge=1, le=MAX_TIMEOUT_MS, description="Answer in this time or with 504; the service may ask less."
     )

@@ -26,6 +26,7 @@ def query_of(body: wire.RecommendationRequest | ExplanationRequest, *, unit: str
         candidate_item_ids=(None if body.candidate_item_ids is None else tuple(map(ItemId, body.candidate_item_ids))),
         include_seen=body.include_seen,
         min_score=body.min_score,
+        diversity=body.diversity,
         explain=body.explain,
         method=body.method if isinstance(body, ExplanationRequest) else None,
         scenario=body.scenario,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from service.recommend.diversity import pool_size
 from service.recommend.errors import InvalidQuery
 from service.recommend.filters import FinalFilter
 from service.recommend.job import Basis, Job, Past, UsedHistory
@@ -31,10 +32,16 @@ class Resolved:
     unknown_item_ids: tuple[ItemId, ...]
 
     @property
+    def pool_size(self) -> int:
+        """How many rows the slate is chosen among: more than are shown, where it shall be diverse."""
+        query = self.job.query
+        return pool_size(query.k) if query.diversity else query.k
+
+    @property
     def num_candidates(self) -> int:
         """How many rows the search shall find: a ranker, if there is one, chooses among more than are shown."""
-        k, ranker = self.job.query.k, self.job.servable.ranker
-        return k if ranker is None else max(k, ranker.num_candidates)
+        ranker = self.job.servable.ranker
+        return self.pool_size if ranker is None else max(self.pool_size, ranker.num_candidates)
 
     @property
     def search_filter(self) -> FinalFilter:
@@ -59,6 +66,8 @@ def check_query(query: Query, servable: Servable) -> None:
     """
     if query.k < 1:
         raise InvalidQuery("/k", f"{query.k} is below 1")
+    if not 0 <= query.diversity <= 1:
+        raise InvalidQuery("/diversity", f"{query.diversity} does not lie between 0 and 1")
     if query.min_score is not None and not math.isfinite(query.min_score):
         raise InvalidQuery("/min_score", "is not a finite number")
     methods = servable.methods if servable.ranker is None else servable.ranker.methods

@@ -71,6 +71,8 @@ class Candidates:
     min_score: float | None
     """What an item has to score to be shown."""
     past: Past
+    diversity: float = 0.0
+    """How much what is like the items chosen already counts for less."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -98,6 +98,8 @@ class Query:
     candidate_item_ids: tuple[ItemId, ...] | None = None
     include_seen: bool = False
     min_score: float | None = None
+    diversity: float = 0.0
+    """0 leaves the order to the scores, 1 to variety alone."""
     explain: ExplainLevel = "none"
     method: Method | None = None
     """None: the bundle's default method."""

@@ -49,6 +49,7 @@ queries = st.builds(
     candidate_item_ids=st.one_of(st.none(), st.lists(item_ids, max_size=30).map(tuple)),
     include_seen=st.booleans(),
     min_score=st.one_of(st.none(), st.floats(-1, 2)),
+    diversity=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
 )
 stored = st.builds(
     lambda ids, blocked: StoredHistory(tuple(ids), tuple(map(float, range(len(ids)))), tuple(blocked)),
@@ -83,7 +84,7 @@ def check(job: Job, items) -> None:
     assert len(set(shown)) == len(shown) <= job.query.k
     assert [item.rank for item in items] == list(range(1, len(items) + 1))
     scores = [item.score for item in items]
-    assert scores == sorted(scores, reverse=True)
+    assert job.query.diversity or scores == sorted(scores, reverse=True)
     if job.query.min_score is None:
         assert len(shown) == min(job.query.k, len(allowed))
     else:
@@ -103,6 +104,7 @@ def test_a_slate_holds_nothing_that_is_hidden_repeats_nothing_and_is_full(job, m
 @settings(max_examples=150, deadline=None)
 def test_a_ranker_orders_the_best_that_may_be_shown_and_brings_in_nothing_else(job, num_candidates):
     ranker = FakeRanker(NUM_ITEMS, num_candidates=num_candidates, length=3)
+    job = replace(job, query=replace(job.query, diversity=0.0))
     plain = replace(job.query, min_score=None, k=max(job.query.k, num_candidates))
     (retrieved,) = answer_jobs([replace(job, query=plain)])
     with mock.patch.object(SERVABLE, "ranker", ranker):

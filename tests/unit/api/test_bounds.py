@@ -89,6 +89,9 @@ BAD_SLATES = [
     ({"include_seen": "yes"}, "/include_seen"),
     ({"include_seen": 1}, "/include_seen"),
     ({"min_score": "0.5"}, "/min_score"),
+    ({"diversity": -0.1}, "/diversity"),
+    ({"diversity": 1.1}, "/diversity"),
+    ({"diversity": "much"}, "/diversity"),
     ({"timeout_ms": 0}, "/timeout_ms"),
     ({"timeout_ms": 60_001}, "/timeout_ms"),
     ({"timeout_ms": 1.5}, "/timeout_ms"),
@@ -109,7 +112,6 @@ BAD_SLATES = [
     ({"usr_id": "u"}, "/usr_id"),
     ({"a/b~c": 1}, "/a~1b~0c"),
     # what comes with a later version is refused, not ignored
-    ({"diversity": 0.5}, "/diversity"),
     ({"store": False}, "/store"),
     ([], ""),
     (None, ""),
