@@ -169,6 +169,10 @@ class FakeServable:
         user_BD = (history_BLH * mask_BL[:, :, np.newaxis]).sum(axis=1) / count_B1
         return user_BD[:, np.newaxis].astype(np.float32)
 
+    def history_with(self, states_LMS, presence_LM, *, allowed_M):
+        self._called("history_with")
+        return (states_LMS * (presence_LM & allowed_M)[:, :, np.newaxis]).sum(axis=1)
+
     def user_queries(self, user_id):
         return self.known_users.get(user_id)
 

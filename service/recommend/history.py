@@ -16,6 +16,7 @@ from service.recommend.filters import FinalFilter
 from service.recommend.job import Basis, Job, Past, UsedHistory
 from service.recommend.servable import EncodedItems, Model, Servable
 from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors, user_id_of
+from service.recommend.what_if import left_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +75,10 @@ def check_query(query: Query, servable: Servable) -> None:
     if query.method is not None and query.method not in methods:
         known = ", ".join(methods)
         raise InvalidQuery("/method", f"{query.method!r} is not offered by this model; it offers {known}")
+    for position, name in enumerate(query.without.modalities if query.without is not None else ()):
+        if name not in servable.parts:
+            known = ", ".join(servable.parts)
+            raise InvalidQuery(f"/without/modalities/{position}", f"is not a modality of this model; it has {known}")
     for position, item in enumerate(query.history or ()):
         if item.modalities:
             check_vectors(item.modalities, servable.modalities, pointer=f"/history/{position}/modalities")
@@ -173,6 +178,8 @@ def basis_for(model: Model, past: Past, query: Query, brought: EncodedItems | No
     if brought is None and past.brought:
         brought = model.encode_items(past.brought)
     history = UsedHistory(past.item_ids[-length:], past.rows[-length:], brought)
+    if query.without is not None:
+        history = left_of(model, history, query.without)
     user_id = None if history.rows else user_id_of(query.subject)
     return Basis(history, None if user_id is None else model.user_queries(user_id))
 

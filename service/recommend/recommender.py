@@ -38,6 +38,7 @@ from service.recommend.types import (
     Slate,
     Subject,
 )
+from service.recommend.what_if import WhatIf, compare
 
 MAX_SEEN = 1_000
 """So many of a subject's latest events are read: what they name is seen, the last L of it is encoded."""
@@ -170,6 +171,31 @@ class Recommender:
             return _slate(
                 servable, answer, degraded, timings_ms, explanation, assignment=choice.assignment
             ), explanation
+
+    async def what_if(self, query: Query, *, deadline: Deadline) -> WhatIf:
+        """Return the slate of a query, that with something of the history switched off, and what moved.
+
+        Args:
+            query: Its `without` says what is switched off.
+            deadline: For both.
+
+        Raises:
+            InvalidQuery: As for `recommend`, or the model has no such part.
+            NotFound: As for `recommend`.
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up.
+        """
+
+        async def slate(job: Job) -> Slate:
+            missing, times_ms = list(degraded), dict(timings_ms)
+            answer = await self._rerank(job, await self._answer(job), missing, times_ms)
+            return _slate(servable, answer, missing, times_ms, None)
+
+        with self._admission, self._servables.acquire(self._choose(query)) as servable:
+            altered, degraded, timings_ms = await self._job(servable, query, deadline)
+            whole = replace(altered, query=replace(altered.query, without=None))
+            return compare(*await asyncio.gather(slate(whole), slate(altered)))
 
     async def similar(
         self,
@@ -341,7 +367,7 @@ def _slate(
     timings_ms: dict[str, float],
     explanation: Explanation | None,
     *,
-    assignment: Assignment | None,
+    assignment: Assignment | None = None,
 ) -> Slate:
     items = answer.items
     if explanation is not None:
@@ -349,7 +375,7 @@ def _slate(
     return Slate(
         items=items,
         user_state=answer.user_state,
-        events_used=len(answer.basis.history),
+        events_used=answer.basis.history.num_used,
         unknown_item_ids=answer.unknown_item_ids,
         version=servable.version,
         ranker=None if answer.ranker is None else answer.ranker.card.version,

@@ -86,6 +86,16 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
+class Without:
+    """What of a history is switched off."""
+
+    modalities: tuple[str, ...] = ()
+    """Parts that no past item has."""
+    item_ids: frozenset[ItemId] = frozenset()
+    """Past items whose places are empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One recommendation request. No subject and no history means: anonymous."""
 
@@ -108,6 +118,8 @@ class Query:
     """The family or version of a loaded model that shall answer, whatever the scenario says."""
     unit: str = ""
     """What draws an arm of an experiment where there is no subject: the same text, the same arm."""
+    without: Without | None = None
+    """What the models shall not see of the history; what was seen stays seen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`POST /v1/recommendations`, alone and in batches, and `POST /v1/explanations`."""
+"""`POST /v1/recommendations`, alone and in batches, `POST /v1/explanations` and `POST /v1/what-if`."""
 
 import asyncio
 
@@ -12,12 +12,13 @@ from api_schemas.recommend import (
     RecommendationAnswer,
     RecommendationRequest,
 )
+from api_schemas.what_if import WhatIfAnswer, WhatIfRequest
 from service.api import problems
 from service.api.lists import ReadList, below, read_list
 from service.api.parts import PartsSource
 from service.api.problems import ApiError, reply_to
 from service.api.routing import Border, Direct, Trace, parse
-from service.api.translate import explanation_answer, query_of, recommendation_answer
+from service.api.translate import explanation_answer, query_of, recommendation_answer, what_if_answer, what_if_query
 from service.observability.logging import REQUEST_FAILED
 from service.observability.metrics import Metrics
 from service.recommend.deadline import Deadline
@@ -39,7 +40,7 @@ def read_batch(body: bytes) -> ReadBatch:
 
 
 def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) -> list[Direct]:
-    """Return the three endpoints."""
+    """Return the four endpoints."""
 
     def note(trace: Trace, slate: Slate) -> None:
         trace.timings_ms = slate.timings_ms
@@ -104,6 +105,17 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         note(trace, slate)
         return explanation_answer(slate, explanation, level=body.explain, took_ms=trace.took_ms())
 
+    async def what_if(body: WhatIfRequest, trace: Trace) -> WhatIfAnswer:
+        """Say what would be recommended if something of the history were not there, and what that moves.
+
+        Modalities are switched off in all past items, past items as a whole. Both slates come from one version.
+        """
+        query = what_if_query(body, unit=trace.request_id)
+        found = await parts().recommender.what_if(query, deadline=border.deadline(body.timeout_ms))
+        for slate in (found.before, found.after):
+            note(trace, slate)
+        return what_if_answer(found, took_ms=trace.took_ms())
+
     return [
         Direct(
             "/v1/recommendations",
@@ -136,6 +148,17 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
             needs="explain",
             read=parse(ExplanationRequest),
             summary="Explain recommendations",
+            tag="explanations",
+        ),
+        Direct(
+            "/v1/what-if",
+            what_if,
+            body=WhatIfRequest,
+            answer=WhatIfAnswer,
+            border=border,
+            needs="explain",
+            read=parse(WhatIfRequest),
+            summary="Switch something off in a history",
             tag="explanations",
         ),
     ]

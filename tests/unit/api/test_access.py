@@ -11,6 +11,7 @@ NEEDS = [
     ("POST", "/v1/recommendations", "serve"),
     ("POST", "/v1/recommendations/batch", "serve"),
     ("POST", "/v1/explanations", "explain"),
+    ("POST", "/v1/what-if", "explain"),
     ("POST", "/v1/events", "events"),
     ("GET", "/v1/items/i1/similar", "serve"),
     ("GET", "/v1/popular", "serve"),
