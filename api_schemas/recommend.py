@@ -102,6 +102,11 @@ class SlateRequest(Body):
         description="How much an item counts for less that is like those ranked before it, by categories or else by "
         "content: 0 leaves the order to the scores, 1 to variety alone. Scores stay the model's.",
     )
+    after: ExternalId | None = Field(
+        default=None,
+        description="A `recommendation_id` that this request continues: what was shown under it, or in what it "
+        "continued itself, is not shown again. 404 when nothing is kept under it.",
+    )
     timeout_ms: int | None = Field(
         default=None, ge=1, le=MAX_TIMEOUT_MS, description="Answer in this time or with 504; the service may ask less."
     )
@@ -116,6 +121,11 @@ class SlateRequest(Body):
 class RecommendationRequest(SlateRequest):
     """The body of `POST /v1/recommendations`."""
 
+    store: bool = Field(
+        default=True,
+        description="Keep for an hour what is shown, to be explained and continued by its `recommendation_id`; false "
+        "keeps nothing of this request.",
+    )
     explain: Literal["none", "summary", "full"] = Field(
         default="none", description="Whether the answer says which modality of which past item drove it."
     )
@@ -266,7 +276,10 @@ class UserAnswer(Answer):
 class RecommendationAnswer(UserAnswer):
     """The answer of `POST /v1/recommendations`."""
 
-    recommendation_id: Annotated[str, Field(description="Send it with the events that follow from this answer.")]
+    recommendation_id: Annotated[
+        str,
+        Field(description="Explains or continues this answer; send it with events that follow."),
+    ]
     items: list[RecommendedItem]
     modality_interest: NotRequired[Annotated[list[ModalityShare], Field(description="Unless explain = none.")]]
 

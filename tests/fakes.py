@@ -19,10 +19,11 @@ from service.recommend.deadline import Deadline
 from service.recommend.errors import BlocksFull, ModelNotFound, ScenarioNotFound, StoreUnavailable
 from service.recommend.items import ItemChange
 from service.recommend.job import Answer, Job
-from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, StoredHistory
+from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, ShownSlate, StoredHistory
 from service.recommend.recommender import Recommender
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.servable import CURRENT, Attribution, EncodedItems, find_model
+from service.recommend.shown import ShownSlates
 from service.recommend.types import Event, Filter, ItemId, ModalityCard, ModelCard, ServedVersion, Subject
 
 WIDTHS = {"visual": 6, "text": 4}
@@ -268,6 +269,9 @@ class FakeSource:
             raise ModelNotFound(query.model)
         return CURRENT
 
+    def like(self, version):
+        return CURRENT
+
     def acquire(self, choice=CURRENT):
         return _Held(self.servable)
 
@@ -400,6 +404,38 @@ class FakeCatalogue:
         return servable
 
 
+class FakeSlates:
+    """What was shown, in a dict. `away` makes every call fail."""
+
+    def __init__(self) -> None:
+        self.slates: dict[str, ShownSlate] = {}
+        self.away = False
+
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreUnavailable("the fake store is away")
+
+    async def keep(self, slates: Sequence[ShownSlate]) -> int:
+        self._reach()
+        self.slates |= {slate.recommendation_id: slate for slate in slates}
+        return len(slates)
+
+    async def find(self, recommendation_id: str) -> ShownSlate | None:
+        self._reach()
+        return self.slates.get(recommendation_id)
+
+    async def forget(self, subject: Subject) -> None:
+        self._reach()
+        self.slates = {key: slate for key, slate in self.slates.items() if slate.subject != subject}
+
+    async def count(self) -> int:
+        self._reach()
+        return len(self.slates)
+
+    async def close(self) -> None:
+        return None
+
+
 class InlineCompute:
     """Computes on the loop: for tests of what is computed, not of where."""
 
@@ -428,4 +464,5 @@ def recommender_of(servable) -> Recommender:
         compute=InlineCompute(),
         admission=Admission(4),
         store_timeout_s=1.0,
+        shown=ShownSlates(FakeSlates()),
     )

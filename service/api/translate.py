@@ -1,6 +1,5 @@
 """Between the wire and the core: bodies become queries and events, slates become answers. Nothing is decided here."""
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -30,6 +29,8 @@ def query_of(body: wire.SlateRequest, *, unit: str = "") -> Query:
         include_seen=body.include_seen,
         min_score=body.min_score,
         diversity=body.diversity,
+        store=isinstance(body, wire.RecommendationRequest) and body.store,
+        after=body.after,
         explain=body.explain if isinstance(body, wire.RecommendationRequest | ExplanationRequest) else "none",
         method=body.method if isinstance(body, ExplanationRequest) else None,
         scenario=body.scenario,
@@ -54,7 +55,7 @@ def event_of(body: EventBody) -> core.Event:
 def recommendation_answer(slate: Slate, *, level: core.ExplainLevel, took_ms: float) -> wire.RecommendationAnswer:
     """Return the answer of `POST /v1/recommendations`."""
     answer: wire.RecommendationAnswer = {
-        "recommendation_id": secrets.token_hex(16),
+        "recommendation_id": slate.recommendation_id,
         "items": [_line(item, full=level == "full") for item in slate.items],
         "user_state": slate.user_state,
         "events_used": slate.events_used,

@@ -124,6 +124,18 @@ def resolve(jobs: Sequence[Job], servable: Servable) -> list[Resolved | Exceptio
     return results
 
 
+def resolve_one(job: Job) -> Resolved:
+    """Turn the ids of one job into rows.
+
+    Raises:
+        Exception: What failed.
+    """
+    (resolved,) = resolve([job], job.servable)
+    if isinstance(resolved, Exception):
+        raise resolved
+    return resolved
+
+
 def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
     query = job.query
     inline = query.history or ()

@@ -23,6 +23,8 @@ class Job:
     query: Query
     deadline: Deadline
     stored: StoredHistory = NO_HISTORY
+    shown_before: tuple[ItemId, ...] = ()
+    """Items of the recommendations that this one continues."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

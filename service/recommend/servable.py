@@ -259,6 +259,10 @@ class ServableSource(Protocol):
         """
         ...
 
+    def like(self, version: ServedVersion) -> Choice:
+        """Return the loaded version that is this one, or else one with its model, or else the current one."""
+        ...
+
     def acquire(self, choice: Choice = CURRENT) -> AbstractContextManager[Servable]:
         """Return the version, kept open until the context ends.
 

@@ -118,6 +118,10 @@ class Query:
     """The family or version of a loaded model that shall answer, whatever the scenario says."""
     unit: str = ""
     """What draws an arm of an experiment where there is no subject: the same text, the same arm."""
+    store: bool = False
+    """Keep for a while what is shown."""
+    after: str | None = None
+    """A recommendation that this one continues: what was shown in it, or before it, is not shown again."""
     without: Without | None = None
     """What the models shall not see of the history; what was seen stays seen."""
 
@@ -235,6 +239,7 @@ class Slate:
     """By stage: store, encode, search, rerank, explain."""
     assignment: Assignment | None = None
     """The arm that answered, where the scenario is an experiment."""
+    recommendation_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

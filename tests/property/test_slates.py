@@ -18,7 +18,7 @@ from service.recommend.job import Job
 from service.recommend.ports import StoredHistory
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.sources import encode_users
-from service.recommend.types import Filter, HistoryItem, ItemId, Query, user_subject
+from service.recommend.types import Filter, HistoryItem, ItemId, Query, Without, user_subject
 from tests.fakes import WIDTHS, FakeRanker, FakeServable, recommender_of
 
 NUM_ITEMS = 24
@@ -172,3 +172,32 @@ def test_similar_and_popular_items_pass_the_filter_too(item_id, k, modality, res
         shown = [item.item_id for item in listing.items]
         assert set(shown) <= pool
         assert len(set(shown)) == len(shown) == min(k, len(pool))
+
+
+@given(queries, st.integers(2, 4), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_path_shows_what_may_be_shown_and_pages_never_repeat(query, num_pages, has_ranker, fails):
+    """Pages, what-if and explanations of what was shown: with and without a ranker, and while the model fails."""
+    ranker = FakeRanker(NUM_ITEMS, num_candidates=6, length=3) if has_ranker else None
+    broken = {"search": RuntimeError("boom"), "score": RuntimeError("boom")} if fails else {}
+    with mock.patch.object(SERVABLE, "ranker", ranker), mock.patch.object(SERVABLE, "fail", broken), capture_logs():
+        asyncio.run(_walk(query, num_pages))
+
+
+async def _walk(query: Query, num_pages: int) -> None:
+    recommender = recommender_of(SERVABLE)
+    allowed, shown, after = admissible(Job(SERVABLE, query, NEVER)), [], None
+    for _ in range(num_pages):
+        page = replace(query, store=True, after=after)
+        off = replace(page, without=Without(("text",), frozenset({ItemId("i3")})))
+        what_if = await recommender.what_if(off, deadline=NEVER)
+        slate = await recommender.recommend(page, deadline=NEVER)
+        for items in (slate.items, what_if.before.items, what_if.after.items):
+            found = [item.item_id for item in items]
+            assert set(found) <= allowed - set(shown)
+            assert len(set(found)) == len(found) <= query.k
+        again, explanation = await recommender.explain_shown(slate.recommendation_id, deadline=NEVER)
+        wanted = [item.item_id for item in slate.items]
+        assert [item.item_id for item in again.items] == [line.item_id for line in explanation.items] == wanted
+        shown += wanted
+        after = slate.recommendation_id

@@ -99,9 +99,14 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         """Say which modality of which past item drove the scores, by which method, and how far to trust it."""
         deadline = border.deadline(body.timeout_ms)
         item_ids = None if body.item_ids is None else tuple(map(ItemId, body.item_ids))
-        slate, explanation = await parts().recommender.explain(
-            query_of(body, unit=trace.request_id), item_ids=item_ids, deadline=deadline
-        )
+        recommender = parts().recommender
+        if body.recommendation_id is None:
+            query = query_of(body, unit=trace.request_id)
+            slate, explanation = await recommender.explain(query, item_ids=item_ids, deadline=deadline)
+        else:
+            slate, explanation = await recommender.explain_shown(
+                body.recommendation_id, item_ids=item_ids, level=body.explain, method=body.method, deadline=deadline
+            )
         note(trace, slate)
         return explanation_answer(slate, explanation, level=body.explain, took_ms=trace.took_ms())
 

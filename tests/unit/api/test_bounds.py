@@ -111,8 +111,9 @@ BAD_SLATES = [
     ({"explain": None}, "/explain"),
     ({"usr_id": "u"}, "/usr_id"),
     ({"a/b~c": 1}, "/a~1b~0c"),
-    # what comes with a later version is refused, not ignored
-    ({"store": False}, "/store"),
+    ({"store": "yes"}, "/store"),
+    ({"after": ""}, "/after"),
+    ({"after": 5}, "/after"),
     ([], ""),
     (None, ""),
     ("text", ""),
@@ -123,7 +124,10 @@ BAD_EXPLANATIONS = [
     ({"item_ids": ["i1"] * 101}, "/item_ids"),
     ({"item_ids": [1]}, "/item_ids/0"),
     ({"method": "magic"}, "/method"),
-    ({"recommendation_id": "r"}, "/recommendation_id"),
+    ({"recommendation_id": ""}, "/recommendation_id"),
+    ({"recommendation_id": "r", "k": 3}, ""),
+    ({"recommendation_id": "r", "user_id": "u"}, ""),
+    ({"store": False}, "/store"),
 ]
 BAD_BATCHES = [
     ({}, "/events"),
