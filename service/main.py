@@ -136,6 +136,7 @@ class Composition:
             slates = open_slates(settings.history_url, settings.events)
             stack.push_async_callback(slates.close)
             shown = ShownSlates(slates, on_dropped=metrics.dropped_slates.inc)
+            stack.push_async_callback(shown.flush)
             registry = ServableRegistry()
             stack.callback(registry.close)
             executor = Executor(

@@ -410,6 +410,8 @@ class FakeSlates:
     def __init__(self) -> None:
         self.slates: dict[str, ShownSlate] = {}
         self.away = False
+        self.kept = asyncio.Semaphore(0)
+        """Is released at every call that keeps."""
 
     def _reach(self) -> None:
         if self.away:
@@ -418,6 +420,7 @@ class FakeSlates:
     async def keep(self, slates: Sequence[ShownSlate]) -> int:
         self._reach()
         self.slates |= {slate.recommendation_id: slate for slate in slates}
+        self.kept.release()
         return len(slates)
 
     async def find(self, recommendation_id: str) -> ShownSlate | None:

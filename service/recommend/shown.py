@@ -106,9 +106,13 @@ class ShownSlates:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._pending:
-                async with self._writing:
-                    await self._write(list(islice(self._pending.items(), MAX_AT_ONCE)))
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Hand to the store all that waits: what a service does last, when no answer leaves a note any more."""
+        while self._pending:
+            async with self._writing:
+                await self._write(list(islice(self._pending.items(), MAX_AT_ONCE)))
 
     async def _write(self, notes: Sequence[tuple[str, _Note]]) -> None:
         try:

@@ -40,12 +40,8 @@ class Kept(House):
         self.dropped += count
 
     async def written(self) -> None:
-        """Let the background task write what waits."""
-        task = asyncio.create_task(self.shown.serve())
-        for _ in range(1_000):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
+        """Write what waits."""
+        await self.shown.flush()
 
     async def explained(self, slate, **kwargs):
         return await self.recommender.explain_shown(slate.recommendation_id, deadline=Deadline.after(5), **kwargs)
@@ -175,6 +171,17 @@ async def test_more_than_there_is_room_for_are_dropped_and_counted():
     assert house.dropped == 3
     await house.written()
     assert set(house.slates.slates) == {slate.recommendation_id for slate in slates[:2]}
+
+
+async def test_the_background_task_writes_what_comes_and_what_comes_later(house):
+    task = asyncio.create_task(house.shown.serve())
+    for count in (1, 2):
+        await house.recommend(k=3, store=True)
+        async with asyncio.timeout(30):
+            await house.slates.kept.acquire()
+        assert len(house.slates.slates) == count
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_who_is_forgotten_is_gone_from_what_waits_too(house):
