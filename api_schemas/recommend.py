@@ -20,6 +20,7 @@ from api_schemas.fields import (
     MAX_HISTORY,
     MAX_K,
     MAX_MODALITIES,
+    MAX_REQUESTS,
     MAX_TIMEOUT_MS,
     MAX_VECTOR,
     Body,
@@ -29,6 +30,7 @@ from api_schemas.fields import (
     Label,
 )
 from api_schemas.manifest import ModalityName
+from api_schemas.problem import Problem
 
 # A list of up to a million numbers or ten thousand ids stops at its first mistake: collecting all of them is work that
 # anybody could make us do.
@@ -93,6 +95,18 @@ class SlateRequest(Body):
         default=None,
         description="Family or version of a loaded model that shall answer, whatever the scenario's alias says.",
     )
+    diversity: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="How much an item counts for less that is like those ranked before it, by categories or else by "
+        "content: 0 leaves the order to the scores, 1 to variety alone. Scores stay the model's.",
+    )
+    after: ExternalId | None = Field(
+        default=None,
+        description="A `recommendation_id` that this request continues: what was shown under it, or in what it "
+        "continued itself, is not shown again. 404 when nothing is kept under it.",
+    )
     timeout_ms: int | None = Field(
         default=None, ge=1, le=MAX_TIMEOUT_MS, description="Answer in this time or with 504; the service may ask less."
     )
@@ -107,8 +121,27 @@ class SlateRequest(Body):
 class RecommendationRequest(SlateRequest):
     """The body of `POST /v1/recommendations`."""
 
+    store: bool = Field(
+        default=True,
+        description="Keep for an hour what is shown, to be explained and continued by its `recommendation_id`; false "
+        "keeps nothing of this request.",
+    )
     explain: Literal["none", "summary", "full"] = Field(
         default="none", description="Whether the answer says which modality of which past item drove it."
+    )
+
+
+class BatchRequest(Body):
+    """The body of `POST /v1/recommendations/batch`."""
+
+    requests: list[RecommendationRequest] = Field(
+        min_length=1, max_length=MAX_REQUESTS, description="Each as for `/v1/recommendations`, and judged on its own."
+    )
+    timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description="One deadline for all; the `timeout_ms` of a request can only make its own earlier.",
     )
 
 
@@ -243,6 +276,24 @@ class UserAnswer(Answer):
 class RecommendationAnswer(UserAnswer):
     """The answer of `POST /v1/recommendations`."""
 
-    recommendation_id: Annotated[str, Field(description="Send it with the events that follow from this answer.")]
+    recommendation_id: Annotated[
+        str,
+        Field(description="Explains or continues this answer; send it with events that follow."),
+    ]
     items: list[RecommendedItem]
     modality_interest: NotRequired[Annotated[list[ModalityShare], Field(description="Unless explain = none.")]]
+
+
+class BatchResult(TypedDict):
+    """What became of one request of a batch: a body or a problem."""
+
+    status: Annotated[int, Field(description="The HTTP status that the request would have had alone.")]
+    body: NotRequired[RecommendationAnswer]
+    problem: NotRequired[Problem]
+
+
+class BatchAnswer(TypedDict):
+    """The answer of `POST /v1/recommendations/batch`."""
+
+    results: Annotated[list[BatchResult], Field(description="One for each request, in its order.")]
+    took_ms: float

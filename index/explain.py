@@ -111,6 +111,13 @@ def explain(
     return _by_gradient(bundle, method, history, states_KMS, presence_KM)
 
 
+def history_with(bundle: "Bundle", *, states_LMS: Vectors, presence_LM: Mask, allowed_M: Mask) -> Vectors:
+    """Return the rows `[L, H]` of a history in which some parts alone are allowed, as `occlusion` makes them."""
+    history = _History(len(states_LMS), states_LMS, presence_LM)
+    rows_LH: Vectors = _rows_with(bundle, history, allowed_M[np.newaxis])[0]
+    return rows_LH
+
+
 class _History:
     """One history, cut to what the model reads."""
 

@@ -17,6 +17,7 @@ from index.store import ArtifactStore
 from service.adapters.redis_keys import RedisLimits
 from service.adapters.sqlite_file import SqliteLimits
 from service.adapters.sqlite_items import SqliteItems
+from service.adapters.sqlite_slates import SqliteSlates
 from service.adapters.sqlite_store import SqliteStore
 from service.api.access import Access, KeyAccess, LoopbackAccess
 from service.api.app import make_app
@@ -38,7 +39,9 @@ from service.recommend.admission import Admission
 from service.recommend.catalogue import CatalogueItems
 from service.recommend.errors import NoServable, StoreUnavailable
 from service.recommend.interests import InterestTimeline
+from service.recommend.ports import SlateLimits, SlateStore
 from service.recommend.recommender import Recommender
+from service.recommend.shown import ShownSlates
 from service.runtime.executor import Executor
 from service.runtime.live import LiveCatalogue
 from service.runtime.registry import ServableRegistry
@@ -130,6 +133,10 @@ class Composition:
             stack.push_async_callback(changes.close)
             live = LiveCatalogue(changes, interval_s=settings.items.interval_s)
             stack.push_async_callback(live.close)
+            slates = open_slates(settings.history_url, settings.events)
+            stack.push_async_callback(slates.close)
+            shown = ShownSlates(slates, on_dropped=metrics.dropped_slates.inc)
+            stack.push_async_callback(shown.flush)
             registry = ServableRegistry()
             stack.callback(registry.close)
             executor = Executor(
@@ -147,6 +154,7 @@ class Composition:
                 admission=admission,
                 store_timeout_s=settings.events.read_timeout_s,
                 catalogue=live,
+                shown=shown,
             )
             artifacts = ArtifactStore(settings.store)
             aliases = AliasStore(artifacts, max_versions=settings.reload.max_versions)
@@ -184,6 +192,7 @@ class Composition:
                 interests=interests,
                 events=store,
                 users=store.users,
+                shown=shown,
                 artifacts=artifacts,
                 aliases=aliases,
                 items=CatalogueItems(servables=registry, catalogue=live, changes=changes),
@@ -196,6 +205,8 @@ class Composition:
                 reloader.run,
                 live.run,
                 partial(keep_store, store, metrics),
+                shown.serve,
+                partial(count_slates, slates, metrics),
                 partial(watch_queue, executor, registry, live, metrics),
                 on_failure=self._on_failure,
             ):
@@ -268,6 +279,14 @@ async def keep_store(store: EventStore, metrics: Metrics, *, every_s: float = MA
         await asyncio.sleep(every_s)
 
 
+async def count_slates(slates: SlateStore, metrics: Metrics, *, every_s: float = MAINTAIN_EVERY_S) -> None:
+    """Say for ever how many answers are kept; `keep_store` says when a store is away."""
+    while True:
+        with contextlib.suppress(StoreUnavailable):
+            metrics.kept_slates.set(await slates.count())
+        await asyncio.sleep(every_s)
+
+
 async def watch_queue(
     executor: Executor, registry: ServableRegistry, live: LiveCatalogue, metrics: Metrics, *, every_s: float = 1.0
 ) -> None:
@@ -327,6 +346,24 @@ def open_items(url: str, events: EventSettings, items: ItemSettings) -> ItemStor
     from service.adapters.redis_items import RedisItems  # as above
 
     return RedisItems(url, max_items=most, read_timeout_s=events.read_timeout_s, write_timeout_s=events.write_timeout_s)
+
+
+def open_slates(url: str, events: EventSettings) -> SlateStore:
+    """Open where answers are kept: on the same Redis as the events, or in a file beside theirs.
+
+    Raises:
+        StoreFileError: The SQLite file can not be opened.
+        ValueError: The Redis URL can not be read.
+    """
+    limits = SlateLimits(
+        ttl_s=events.keep_slates_s, max_slates=events.max_slates, write_timeout_s=events.write_timeout_s
+    )
+    if url.startswith("sqlite:"):
+        path = Path(url.removeprefix("sqlite:").removeprefix("//"))
+        return SqliteSlates(path.with_name(f"{path.stem}-slates{path.suffix}"), limits=limits)
+    from service.adapters.redis_slates import RedisSlates  # a fifth of the start-up time
+
+    return RedisSlates(url, limits=limits)
 
 
 def open_access(settings: ServiceSettings) -> Access:

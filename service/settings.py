@@ -89,6 +89,12 @@ class EventSettings(_Group):
     max_blocks: int = Field(
         default=1_000, ge=1, le=10_000, description="Items that a user can block; one more is refused with 409."
     )
+    keep_slates_s: Seconds = Field(
+        default=3_600.0, description="What was shown can be explained and continued for so long."
+    )
+    max_slates: int = Field(
+        default=100_000, ge=1, le=100_000_000, description="Answers kept for that at most; the oldest go first."
+    )
     keep_idle_days: int = Field(
         default=365, ge=1, le=36_500, description="A user or session without a new event is forgotten after so long."
     )

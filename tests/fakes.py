@@ -19,10 +19,11 @@ from service.recommend.deadline import Deadline
 from service.recommend.errors import BlocksFull, ModelNotFound, ScenarioNotFound, StoreUnavailable
 from service.recommend.items import ItemChange
 from service.recommend.job import Answer, Job
-from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, StoredHistory
+from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, ShownSlate, StoredHistory
 from service.recommend.recommender import Recommender
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.servable import CURRENT, Attribution, EncodedItems, find_model
+from service.recommend.shown import ShownSlates
 from service.recommend.types import Event, Filter, ItemId, ModalityCard, ModelCard, ServedVersion, Subject
 
 WIDTHS = {"visual": 6, "text": 4}
@@ -169,6 +170,10 @@ class FakeServable:
         user_BD = (history_BLH * mask_BL[:, :, np.newaxis]).sum(axis=1) / count_B1
         return user_BD[:, np.newaxis].astype(np.float32)
 
+    def history_with(self, states_LMS, presence_LM, *, allowed_M):
+        self._called("history_with")
+        return (states_LMS * (presence_LM & allowed_M)[:, :, np.newaxis]).sum(axis=1)
+
     def user_queries(self, user_id):
         return self.known_users.get(user_id)
 
@@ -262,6 +267,9 @@ class FakeSource:
             raise ScenarioNotFound(query.scenario)
         if query.model is not None and find_model(self.servable, query.model) is None:
             raise ModelNotFound(query.model)
+        return CURRENT
+
+    def like(self, version):
         return CURRENT
 
     def acquire(self, choice=CURRENT):
@@ -396,6 +404,41 @@ class FakeCatalogue:
         return servable
 
 
+class FakeSlates:
+    """What was shown, in a dict. `away` makes every call fail."""
+
+    def __init__(self) -> None:
+        self.slates: dict[str, ShownSlate] = {}
+        self.away = False
+        self.kept = asyncio.Semaphore(0)
+        """Is released at every call that keeps."""
+
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreUnavailable("the fake store is away")
+
+    async def keep(self, slates: Sequence[ShownSlate]) -> int:
+        self._reach()
+        self.slates |= {slate.recommendation_id: slate for slate in slates}
+        self.kept.release()
+        return len(slates)
+
+    async def find(self, recommendation_id: str) -> ShownSlate | None:
+        self._reach()
+        return self.slates.get(recommendation_id)
+
+    async def forget(self, subject: Subject) -> None:
+        self._reach()
+        self.slates = {key: slate for key, slate in self.slates.items() if slate.subject != subject}
+
+    async def count(self) -> int:
+        self._reach()
+        return len(self.slates)
+
+    async def close(self) -> None:
+        return None
+
+
 class InlineCompute:
     """Computes on the loop: for tests of what is computed, not of where."""
 
@@ -424,4 +467,5 @@ def recommender_of(servable) -> Recommender:
         compute=InlineCompute(),
         admission=Admission(4),
         store_timeout_s=1.0,
+        shown=ShownSlates(FakeSlates()),
     )

@@ -24,7 +24,16 @@ from service.recommend.admission import Admission
 from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
-from tests.fakes import FakeCatalogue, FakeChanges, FakeServable, FakeSource, FakeStore, InlineCompute
+from service.recommend.shown import ShownSlates
+from tests.fakes import (
+    FakeCatalogue,
+    FakeChanges,
+    FakeServable,
+    FakeSlates,
+    FakeSource,
+    FakeStore,
+    InlineCompute,
+)
 
 TITLES = {kind.slug: kind for kind in PROBLEM_TYPES}
 
@@ -36,6 +45,7 @@ class Rig:
     servable: FakeServable = field(default_factory=FakeServable)
     store: FakeStore = field(default_factory=FakeStore)
     changes: FakeChanges = field(default_factory=FakeChanges)
+    slates: FakeSlates = field(default_factory=FakeSlates)
     access: Access = field(default_factory=LoopbackAccess)
     admission: Admission = field(default_factory=lambda: Admission(100))
     metrics: Metrics = field(default_factory=Metrics)
@@ -56,7 +66,8 @@ class Rig:
             "compute": InlineCompute(),
             "admission": self.admission,
         }
-        recommender = self.recommender or Recommender(**core, store_timeout_s=0.5)
+        shown = ShownSlates(self.slates, on_dropped=self.metrics.dropped_slates.inc)
+        recommender = self.recommender or Recommender(**core, store_timeout_s=0.5, shown=shown)
         version = self.servable.version
 
         async def ready() -> Ready:
@@ -67,6 +78,7 @@ class Rig:
             interests=InterestTimeline(**core),
             events=self.store,
             users=self.store.users,
+            shown=shown,
             artifacts=artifacts,
             aliases=AliasStore(artifacts, max_versions=3),
             items=CatalogueItems(servables=FakeSource(self.servable), catalogue=FakeCatalogue(), changes=self.changes),

@@ -11,6 +11,7 @@ from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
+from service.recommend.shown import ShownSlates
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Parts:
     interests: InterestTimeline
     events: EventSink
     users: UserStore
+    shown: ShownSlates
     artifacts: ArtifactStore
     aliases: AliasStore
     items: CatalogueItems

@@ -67,6 +67,7 @@ PROBLEMS: Mapping[type[core.RecommendError], ProblemType] = {
     core.NotFound: NOT_FOUND,
     core.ItemNotFound: NOT_FOUND,
     core.ModelNotFound: NOT_FOUND,
+    core.RecommendationNotFound: NOT_FOUND,
     core.Conflict: CONFLICT,
     core.BlocksFull: CONFLICT,
     core.ScenarioNotFound: NOT_FOUND,

@@ -1,7 +1,7 @@
 """Between the wire and the core: bodies become queries and events, slates become answers. Nothing is decided here."""
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,13 +9,15 @@ from api_schemas import recommend as wire
 from api_schemas.events import Event as EventBody
 from api_schemas.explain import ExplainedItem, ExplanationAnswer, ExplanationRequest
 from api_schemas.models import ModelModalities
+from api_schemas.what_if import ComparedSlate, WhatIfAnswer, WhatIfRequest
 from service.recommend import types as core
 from service.recommend.types import ItemId, Query, Slate, Subject, session_subject, user_subject
+from service.recommend.what_if import WhatIf
 
 _ANY = core.Filter()
 
 
-def query_of(body: wire.RecommendationRequest | ExplanationRequest, *, unit: str = "") -> Query:
+def query_of(body: wire.SlateRequest, *, unit: str = "") -> Query:
     """Return what a body asks for; `unit` draws the arm of an experiment where there is no user and no session."""
     return Query(
         subject=_subject_of(body),
@@ -26,7 +28,10 @@ def query_of(body: wire.RecommendationRequest | ExplanationRequest, *, unit: str
         candidate_item_ids=(None if body.candidate_item_ids is None else tuple(map(ItemId, body.candidate_item_ids))),
         include_seen=body.include_seen,
         min_score=body.min_score,
-        explain=body.explain,
+        diversity=body.diversity,
+        store=isinstance(body, wire.RecommendationRequest) and body.store,
+        after=body.after,
+        explain=body.explain if isinstance(body, wire.RecommendationRequest | ExplanationRequest) else "none",
         method=body.method if isinstance(body, ExplanationRequest) else None,
         scenario=body.scenario,
         model=body.model,
@@ -50,7 +55,7 @@ def event_of(body: EventBody) -> core.Event:
 def recommendation_answer(slate: Slate, *, level: core.ExplainLevel, took_ms: float) -> wire.RecommendationAnswer:
     """Return the answer of `POST /v1/recommendations`."""
     answer: wire.RecommendationAnswer = {
-        "recommendation_id": secrets.token_hex(16),
+        "recommendation_id": slate.recommendation_id,
         "items": [_line(item, full=level == "full") for item in slate.items],
         "user_state": slate.user_state,
         "events_used": slate.events_used,
@@ -91,6 +96,47 @@ def explanation_answer(
     if slate.assignment is not None:
         answer["experiment"] = _experiment(slate.assignment)
     return answer
+
+
+def what_if_query(body: WhatIfRequest, *, unit: str) -> Query:
+    """Return what a body asks for, with what it switches off; `unit` as for `query_of`."""
+    off = body.without
+    without = core.Without(tuple(off.modalities), frozenset(map(ItemId, off.item_ids)))
+    return replace(query_of(body, unit=unit), without=without)
+
+
+def what_if_answer(found: WhatIf, *, took_ms: float) -> WhatIfAnswer:
+    """Return the answer of `POST /v1/what-if`."""
+    return {
+        "before": _compared(found.before),
+        "after": _compared(found.after),
+        "changes": [
+            {
+                "item_id": change.item_id,
+                "change": change.kind,
+                "rank_before": None if change.before is None else change.before.rank,
+                "rank_after": None if change.after is None else change.after.rank,
+                "rank_change": change.rank_change,
+                "score_change": change.score_change,
+            }
+            for change in found.changes
+        ],
+        "unknown_item_ids": list(found.before.unknown_item_ids),
+        "caveats": list(found.caveats),
+        "model": model_version(found.before.version),
+        "index": index_version(found.before.version),
+        "degraded": list(dict.fromkeys((*found.before.degraded, *found.after.degraded))),
+        "took_ms": round(took_ms, 3),
+    }
+
+
+def _compared(slate: Slate) -> ComparedSlate:
+    return {
+        "items": [_line(item) for item in slate.items],
+        "events_used": slate.events_used,
+        "ranker": None if slate.ranker is None else model_version(slate.ranker),
+        "degraded": list(slate.degraded),
+    }
 
 
 def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:

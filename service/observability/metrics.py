@@ -58,6 +58,12 @@ class Metrics:
         self.changed_items = self._gauge(
             "prismrec_changed_items", "Items that have changed since the index was built, or are hidden.", "livemax"
         )
+        self.kept_slates = self._gauge(
+            "prismrec_kept_slates", "Answers that are kept to be explained or continued.", "livemax"
+        )
+        self.dropped_slates = self._counter(
+            "prismrec_dropped_slates_total", "Answers that were to be kept and were not: no room, or no store."
+        )
         self.swaps = self._counter("prismrec_servable_swaps_total", "Versions that were taken into service.")
         self.refusals = self._counter("prismrec_servable_refusals_total", "Versions that were refused.")
         self.index_built = self._gauge(

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from service.recommend.diversity import diversify, shown
 from service.recommend.errors import DeadlineExceeded, NoServable
-from service.recommend.filters import Picks, best_of
+from service.recommend.filters import Picks
 from service.recommend.history import Resolved, resolve
 from service.recommend.job import Answer, Candidates, Job
 from service.recommend.servable import Servable, ids_of
@@ -75,14 +76,16 @@ def _answer(servable: Servable, jobs: Sequence[Job]) -> list[Result]:
         outcome = by_model.get(id(result.job))
         query = result.job.query
         if not isinstance(outcome, list):
-            popular = popular_items(servable, k=query.k, final=result.filter)
-            picked.append(_Picked(result, popular, "popular", failure=outcome))
-        elif servable.ranker is None:
-            picked.append(_Picked(result, outcome, "model"))
-        else:
-            shown = best_of(outcome, k=query.k, min_score=query.min_score)
-            candidates = Candidates(outcome, query.k, query.min_score, result.past)
-            picked.append(_Picked(result, shown, "model", candidates))
+            popular = popular_items(servable, k=result.pool_size, final=result.filter)
+            picks = diversify(servable, popular, k=query.k, diversity=query.diversity)
+            picked.append(_Picked(result, picks, "popular", failure=outcome))
+            continue
+        picks, candidates = outcome, None
+        if servable.ranker is not None:
+            candidates = Candidates(outcome, query.k, query.min_score, result.past, query.diversity)
+        if candidates is not None or query.diversity:
+            picks = shown(servable, outcome, k=query.k, min_score=query.min_score, diversity=query.diversity)
+        picked.append(_Picked(result, picks, "model", candidates))
     answers = iter(_build(servable, picked, timings_ms))
     return [next(answers) if isinstance(result, Resolved) else result for result in results]
 

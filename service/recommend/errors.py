@@ -5,6 +5,7 @@
     * ItemNotFound
     * ModelNotFound
     * ScenarioNotFound
+    * RecommendationNotFound
   * Conflict               what is kept does not allow the change
     * BlocksFull           as many items are blocked as are kept
     * ChangesFull          as many items have changed as are kept between two rebuilds
@@ -48,6 +49,14 @@ class ScenarioNotFound(NotFound):
     def __init__(self, scenario: str) -> None:
         super().__init__(f"no scenario {scenario!r} is set up here")
         self.scenario = scenario
+
+
+class RecommendationNotFound(NotFound):
+    """Nothing is kept under this id: it is unknown, too old, or was not to be kept."""
+
+    def __init__(self, recommendation_id: str) -> None:
+        super().__init__(f"no recommendation {recommendation_id!r} is kept (any more)")
+        self.recommendation_id = recommendation_id
 
 
 class Conflict(RecommendError):

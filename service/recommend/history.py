@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from service.recommend.diversity import pool_size
 from service.recommend.errors import InvalidQuery
 from service.recommend.filters import FinalFilter
 from service.recommend.job import Basis, Job, Past, UsedHistory
 from service.recommend.servable import EncodedItems, Model, Servable
 from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors, user_id_of
+from service.recommend.what_if import left_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,10 +33,16 @@ class Resolved:
     unknown_item_ids: tuple[ItemId, ...]
 
     @property
+    def pool_size(self) -> int:
+        """How many rows the slate is chosen among: more than are shown, where it shall be diverse."""
+        query = self.job.query
+        return pool_size(query.k) if query.diversity else query.k
+
+    @property
     def num_candidates(self) -> int:
         """How many rows the search shall find: a ranker, if there is one, chooses among more than are shown."""
-        k, ranker = self.job.query.k, self.job.servable.ranker
-        return k if ranker is None else max(k, ranker.num_candidates)
+        ranker = self.job.servable.ranker
+        return self.pool_size if ranker is None else max(self.pool_size, ranker.num_candidates)
 
     @property
     def search_filter(self) -> FinalFilter:
@@ -59,12 +67,18 @@ def check_query(query: Query, servable: Servable) -> None:
     """
     if query.k < 1:
         raise InvalidQuery("/k", f"{query.k} is below 1")
+    if not 0 <= query.diversity <= 1:
+        raise InvalidQuery("/diversity", f"{query.diversity} does not lie between 0 and 1")
     if query.min_score is not None and not math.isfinite(query.min_score):
         raise InvalidQuery("/min_score", "is not a finite number")
     methods = servable.methods if servable.ranker is None else servable.ranker.methods
     if query.method is not None and query.method not in methods:
         known = ", ".join(methods)
         raise InvalidQuery("/method", f"{query.method!r} is not offered by this model; it offers {known}")
+    for position, name in enumerate(query.without.modalities if query.without is not None else ()):
+        if name not in servable.parts:
+            known = ", ".join(servable.parts)
+            raise InvalidQuery(f"/without/modalities/{position}", f"is not a modality of this model; it has {known}")
     for position, item in enumerate(query.history or ()):
         if item.modalities:
             check_vectors(item.modalities, servable.modalities, pointer=f"/history/{position}/modalities")
@@ -108,6 +122,18 @@ def resolve(jobs: Sequence[Job], servable: Servable) -> list[Resolved | Exceptio
             results.append(error)
         start = end
     return results
+
+
+def resolve_one(job: Job) -> Resolved:
+    """Turn the ids of one job into rows.
+
+    Raises:
+        Exception: What failed.
+    """
+    (resolved,) = resolve([job], job.servable)
+    if isinstance(resolved, Exception):
+        raise resolved
+    return resolved
 
 
 def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
@@ -164,6 +190,8 @@ def basis_for(model: Model, past: Past, query: Query, brought: EncodedItems | No
     if brought is None and past.brought:
         brought = model.encode_items(past.brought)
     history = UsedHistory(past.item_ids[-length:], past.rows[-length:], brought)
+    if query.without is not None:
+        history = left_of(model, history, query.without)
     user_id = None if history.rows else user_id_of(query.subject)
     return Basis(history, None if user_id is None else model.user_queries(user_id))
 

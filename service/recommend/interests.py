@@ -15,11 +15,12 @@ from service.recommend.deadline import Deadline
 from service.recommend.errors import DeadlineExceeded
 from service.recommend.explain import explain_answer
 from service.recommend.history import check_query
+from service.recommend.inputs import MAX_SEEN
 from service.recommend.items import Catalogue
 from service.recommend.job import Answer, Job
 from service.recommend.listing import held
 from service.recommend.ports import HistoryStore, StoredHistory
-from service.recommend.recommender import MAX_SEEN, RERANK_FAILED
+from service.recommend.recommender import RERANK_FAILED
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.servable import Servable, ServableSource
 from service.recommend.types import Explanation, Method, ModalityShare, Query, ServedVersion, Subject

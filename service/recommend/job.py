@@ -1,4 +1,7 @@
-"""What goes through the stages: a job in, an answer out, and the history in between."""
+"""What goes through the stages: a job in, an answer out, and the history in between.
+
+Legend: `L` history, `H` history row, `Q` queries of a user, `D` vector.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +9,7 @@ from dataclasses import dataclass, field
 from service.recommend.deadline import Deadline
 from service.recommend.filters import Picks
 from service.recommend.ports import StoredHistory
-from service.recommend.servable import EncodedItems, Ranker, Servable
+from service.recommend.servable import EncodedItems, Mask, Ranker, Servable
 from service.recommend.types import ItemId, Query, ScoredItem, UserState, Vectors
 
 NO_HISTORY = StoredHistory()
@@ -20,6 +23,8 @@ class Job:
     query: Query
     deadline: Deadline
     stored: StoredHistory = NO_HISTORY
+    shown_before: tuple[ItemId, ...] = ()
+    """Items of the recommendations that this one continues."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +39,14 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Remains:
+    """What is left of a history, place by place, when something of it is switched off."""
+
+    rows_LH: Vectors
+    mask_L: Mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class UsedHistory:
     """The past items that a model encodes, oldest first, at most its L, each once."""
 
@@ -42,6 +55,13 @@ class UsedHistory:
     """As in `Past`."""
     brought: EncodedItems | None = None
     """What the model makes of the items that came with their own modality vectors."""
+    remains: Remains | None = None
+    """None: all of it counts."""
+
+    @property
+    def num_used(self) -> int:
+        """How many of the items reach the model."""
+        return len(self.rows) if self.remains is None else int(self.remains.mask_L.sum())
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -71,6 +91,8 @@ class Candidates:
     min_score: float | None
     """What an item has to score to be shown."""
     past: Past
+    diversity: float = 0.0
+    """How much what is like the items chosen already counts for less."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

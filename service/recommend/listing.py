@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from service.recommend.answer import dress
 from service.recommend.errors import InvalidQuery, ItemNotFound, NoServable
 from service.recommend.filters import FinalFilter, Picks
-from service.recommend.history import Resolved, resolve
+from service.recommend.history import Resolved, resolve_one
 from service.recommend.job import Answer, Candidates, Job
 from service.recommend.servable import Rows, Selection, Servable
 from service.recommend.sources import encode_users, popular_items, popularity_scores, similar_items
@@ -72,7 +72,7 @@ def named_answer(job: Job, item_ids: Sequence[ItemId]) -> Answer:
     for item_id, row in zip(distinct, rows.tolist(), strict=True):
         if row < 0:
             raise InvalidQuery(f"/item_ids/{list(item_ids).index(item_id)}", f"no item {item_id!r} in the catalogue")
-    resolved = _resolve(job)
+    resolved = resolve_one(job)
     picks, source = _score(servable, resolved, rows)
     ranked = servable.ranker is not None and source == "model"
     return Answer(
@@ -83,13 +83,6 @@ def named_answer(job: Job, item_ids: Sequence[ItemId]) -> Answer:
         unknown_item_ids=resolved.unknown_item_ids,
         candidates=Candidates(picks, len(picks), None, resolved.past) if ranked else None,
     )
-
-
-def _resolve(job: Job) -> Resolved:
-    (resolved,) = resolve([job], job.servable)
-    if isinstance(resolved, Exception):
-        raise resolved
-    return resolved
 
 
 def _score(servable: Servable, resolved: Resolved, rows: Rows) -> tuple[Picks, Source]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from service.recommend.types import Event, ItemId, Subject
+from service.recommend.types import Event, Filter, HistoryItem, ItemId, ServedVersion, Source, Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,77 @@ class Merged:
 
     num_events: int = 0
     num_blocks: int = 0
+
+
+class ShownItem(NamedTuple):
+    """One line of a slate that was shown; its place is its rank."""
+
+    item_id: ItemId
+    score: float
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSlate:
+    """What was shown, and all that it was made from."""
+
+    recommendation_id: str
+    subject: Subject | None
+    served_at: float
+    """Seconds since the epoch, UTC."""
+    history: tuple[HistoryItem, ...]
+    """What the model read, oldest first; with the vectors that were sent of items that the catalogue did not know."""
+    items: tuple[ShownItem, ...]
+    version: ServedVersion
+    ranker: ServedVersion | None
+    k: int
+    filter: Filter
+    shown_before: tuple[ItemId, ...] = ()
+    """Items of the slates that this one continues."""
+
+    @property
+    def chain(self) -> tuple[ItemId, ...]:
+        """All items shown up to here."""
+        return (*self.shown_before, *[item.item_id for item in self.items])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlateLimits:
+    """How much of what was shown is kept, and how long a call may take."""
+
+    ttl_s: float = 3_600.0
+    max_slates: int = 100_000
+    """The oldest go first."""
+    read_timeout_s: float = 0.25
+    write_timeout_s: float = 2.0
+    max_waiting: int = 1_000
+
+
+class SlateStore(Protocol):
+    """Keeps for a while what was shown. Nothing here is durable: a crash may lose the last moments.
+
+    Every method raises `StoreUnavailable` when the store does not answer in its time limit, or answers with an error.
+    """
+
+    async def keep(self, slates: Sequence[ShownSlate]) -> int:
+        """Keep slates until their time is up, and return how many; one that is too large is left out."""
+        ...
+
+    async def find(self, recommendation_id: str) -> ShownSlate | None:
+        """Return a slate; None when there is none, or its time is up."""
+        ...
+
+    async def forget(self, subject: Subject) -> None:
+        """Forget all slates of a subject."""
+        ...
+
+    async def count(self) -> int:
+        """Return how many are kept."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and files; idempotent."""
+        ...
 
 
 class HistoryStore(Protocol):

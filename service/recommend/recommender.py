@@ -6,6 +6,7 @@ Every answer is made from one version, held from the first stage to the last.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,41 +17,43 @@ import structlog
 from service.recommend.admission import Admission
 from service.recommend.compute import Compute
 from service.recommend.deadline import Deadline
-from service.recommend.errors import DeadlineExceeded, InvalidQuery, ModelNotFound, Overloaded, StoreUnavailable
+from service.recommend.errors import (
+    DeadlineExceeded,
+    InvalidQuery,
+    ModelNotFound,
+    Overloaded,
+)
 from service.recommend.explain import explain_answer
+from service.recommend.explain_shown import shown_answer, shown_query, with_caveats
 from service.recommend.history import check_query
+from service.recommend.inputs import CATALOGUE_STALE, STORE_UNAVAILABLE, Inputs, since_ms
 from service.recommend.items import Catalogue
-from service.recommend.job import NO_HISTORY, Answer, Job
+from service.recommend.job import Answer, Job
 from service.recommend.listing import held, named_answer, popular_listing, similar_listing
-from service.recommend.ports import HistoryStore, StoredHistory
+from service.recommend.ports import HistoryStore
 from service.recommend.rerank import Reranking, has_time
-from service.recommend.servable import CURRENT, Servable, ServableSource, find_model
+from service.recommend.servable import CURRENT, ServableSource, find_model
+from service.recommend.shown import ShownSlates
+from service.recommend.slate import slate_of
 from service.recommend.types import (
     DEFAULT_SCENARIO,
-    Assignment,
     Choice,
+    ExplainLevel,
     Explanation,
     Filter,
     ItemId,
     Listing,
+    Method,
     ModelCard,
     Query,
     Slate,
-    Subject,
 )
-
-MAX_SEEN = 1_000
-"""So many of a subject's latest events are read: what they name is seen, the last L of it is encoded."""
-
-STORE_SHARE = 0.5
-"""The store gets at most this part of the time that is left, so that an answer without it still comes in time."""
+from service.recommend.what_if import WhatIf, compare
 
 RESERVE_S = 0.01
 """A re-ranking or an explanation that is not there this long before the deadline is left out, so that the answer itself
 is in time."""
 
-STORE_UNAVAILABLE = "store_unavailable"
-CATALOGUE_STALE = "catalogue_stale"
 EXPLANATION_FAILED = "explanation_failed"
 EXPLANATION_LATE = "explanation_late"
 EXPLANATION_OVERLOADED = "explanation_overloaded"
@@ -70,8 +73,6 @@ DEGRADED = (
 )
 """What an answer may lack, beside `MODEL_FAILED` of `service.recommend.answer`; docs/operations.md explains all."""
 
-HISTORY_MISSED = "history_missed"
-CHANGES_MISSED = "item_changes_missed"
 MODEL_BROKE = "model_broke"
 EXPLANATIONS_BROKE = "explanations_broke"
 RANKER_BROKE = "ranker_broke"
@@ -92,14 +93,17 @@ class Recommender:
         admission: Admission,
         store_timeout_s: float,
         catalogue: Catalogue | None = None,
+        shown: ShownSlates | None = None,
     ) -> None:
-        """Put the parts together; without a `catalogue`, what was loaded is what there is."""
+        """Put the parts together.
+
+        Without a `catalogue`, what was loaded is what there is; without `shown`, nothing is kept of what was shown.
+        """
         self._servables = servables
-        self._catalogue = catalogue
-        self._history = history
         self._compute = compute
         self._admission = admission
-        self._store_timeout_s = store_timeout_s
+        self._inputs = Inputs(history=history, catalogue=catalogue, shown=shown, store_timeout_s=store_timeout_s)
+        self._shown = shown
         self.model_ok = True
         """The last call of the model succeeded; readiness looks at it."""
         self.ranker_ok = True
@@ -121,7 +125,7 @@ class Recommender:
         """
         choice = self._choose(query)
         with self._admission, self._servables.acquire(choice) as servable:
-            job, degraded, timings_ms = await self._job(servable, query, deadline)
+            job, degraded, timings_ms = await self._inputs.job(servable, query, deadline)
             answer = await self._rerank(job, await self._answer(job), degraded, timings_ms)
             explanation: Explanation | None = None
             if query.explain != "none":
@@ -139,7 +143,19 @@ class Recommender:
                     degraded.append(EXPLANATION_FAILED)
                 else:
                     self._explanations_ok = True
-            return _slate(servable, answer, degraded, timings_ms, explanation, assignment=choice.assignment)
+            key = secrets.token_hex(16)
+            slate = slate_of(
+                servable,
+                answer,
+                degraded,
+                timings_ms,
+                explanation,
+                assignment=choice.assignment,
+                recommendation_id=key,
+            )
+            if query.store and self._shown is not None:
+                self._shown.keep(job, answer, slate)
+            return slate
 
     async def explain(
         self, query: Query, *, item_ids: Sequence[ItemId] | None = None, deadline: Deadline
@@ -159,7 +175,7 @@ class Recommender:
             query = replace(query, explain="full")
         choice = self._choose(query)
         with self._admission, self._servables.acquire(choice) as servable:
-            job, degraded, timings_ms = await self._job(servable, query, deadline)
+            job, degraded, timings_ms = await self._inputs.job(servable, query, deadline)
             if item_ids is None:
                 answer = await self._answer(job)
             else:
@@ -167,9 +183,71 @@ class Recommender:
                 answer = await self._compute.alone(work, deadline=deadline)
             answer = await self._rerank(job, answer, degraded, timings_ms)
             explanation = await self._explain(job, answer, deadline, timings_ms)
-            return _slate(
+            return slate_of(
                 servable, answer, degraded, timings_ms, explanation, assignment=choice.assignment
             ), explanation
+
+    async def explain_shown(
+        self,
+        recommendation_id: str,
+        *,
+        item_ids: Sequence[ItemId] | None = None,
+        level: ExplainLevel = "full",
+        method: Method | None = None,
+        deadline: Deadline,
+    ) -> tuple[Slate, Explanation]:
+        """Return what was shown under an id and its explanation, from the history that it was made from.
+
+        The model that made it explains it as long as it is open; after that the current one does, and a caveat says so.
+
+        Raises:
+            RecommendationNotFound: Nothing is kept under this id.
+            InvalidQuery: The model has no such method, or an item that is named was not shown.
+            StoreUnavailable: What was shown can not be looked up now.
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up.
+        """
+        with self._admission:
+            started = time.perf_counter()
+            shown = await self._inputs.looked_up(recommendation_id, deadline, ShownSlates.find)
+            timings_ms = {"store": since_ms(started)}
+            with self._servables.acquire(self._servables.like(shown.version)) as servable:
+                view, degraded = await self._inputs.view(servable, None, deadline)
+                query = shown_query(shown, servable, level=level, method=method)
+                check_query(query, servable)
+                job = Job(view, query, deadline)
+                work = partial(held, view, partial(shown_answer, job, shown, item_ids))
+                answer = await self._compute.alone(work, deadline=deadline)
+                explanation = await self._explain(job, answer, deadline, timings_ms)
+                num_wanted = len(shown.items) if item_ids is None else len(set(item_ids))
+                slate = slate_of(servable, answer, degraded, timings_ms, explanation)
+                return slate, with_caveats(explanation, shown, slate, num_wanted=num_wanted)
+
+    async def what_if(self, query: Query, *, deadline: Deadline) -> WhatIf:
+        """Return the slate of a query, that with something of the history switched off, and what moved.
+
+        Args:
+            query: Its `without` says what is switched off.
+            deadline: For both.
+
+        Raises:
+            InvalidQuery: As for `recommend`, or the model has no such part.
+            NotFound: As for `recommend`.
+            NoServable: No version is loaded.
+            Overloaded: Too many requests are in flight.
+            DeadlineExceeded: The time is up.
+        """
+
+        async def slate(job: Job) -> Slate:
+            missing, times_ms = list(degraded), dict(timings_ms)
+            answer = await self._rerank(job, await self._answer(job), missing, times_ms)
+            return slate_of(servable, answer, missing, times_ms, None)
+
+        with self._admission, self._servables.acquire(self._choose(query)) as servable:
+            altered, degraded, timings_ms = await self._inputs.job(servable, query, deadline)
+            whole = replace(altered, query=replace(altered.query, without=None))
+            return compare(*await asyncio.gather(slate(whole), slate(altered)))
 
     async def similar(
         self,
@@ -190,14 +268,14 @@ class Recommender:
             DeadlineExceeded: The time is up.
         """
         with self._admission, self._servables.acquire() as servable:
-            view, degraded = await self._view(servable, None, deadline)
+            view, degraded = await self._inputs.view(servable, None, deadline)
             if modality is not None and modality not in servable.parts:
                 known = ", ".join(servable.parts)
                 raise InvalidQuery("/modality", f"{modality!r} is not a modality of this model; it has {known}")
             started = time.perf_counter()
             work = partial(similar_listing, view, item_id, k=k, modality=modality, restriction=restriction)
             items = await self._compute.alone(partial(held, view, work), deadline=deadline)
-            return Listing(items, servable.version, {"search": _since_ms(started)}, degraded)
+            return Listing(items, servable.version, {"search": since_ms(started)}, degraded)
 
     async def popular(self, *, k: int, restriction: Filter = _ANY, deadline: Deadline) -> Listing:
         """Return what is most popular in the catalogue.
@@ -208,11 +286,11 @@ class Recommender:
             DeadlineExceeded: The time is up.
         """
         with self._admission, self._servables.acquire() as servable:
-            view, degraded = await self._view(servable, None, deadline)
+            view, degraded = await self._inputs.view(servable, None, deadline)
             started = time.perf_counter()
             work = partial(popular_listing, view, k=k, restriction=restriction)
             items = await self._compute.alone(partial(held, view, work), deadline=deadline)
-            return Listing(items, servable.version, {"search": _since_ms(started)}, degraded)
+            return Listing(items, servable.version, {"search": since_ms(started)}, degraded)
 
     def model(self, name: str) -> ModelCard:
         """Return what a loaded model says of itself, by the name of its family or its version.
@@ -231,57 +309,6 @@ class Recommender:
         if query.model is None and query.scenario == DEFAULT_SCENARIO:
             return CURRENT
         return self._servables.choose(query)
-
-    async def _job(
-        self, servable: Servable, query: Query, deadline: Deadline
-    ) -> tuple[Job, list[str], dict[str, float]]:
-        """Check a query and await what it needs; return the job, what is missing from it, and the time it took."""
-        check_query(query, servable)
-        deadline.check()
-        if query.subject is None and self._catalogue is None:
-            return Job(servable, query, deadline), [], {}
-        started = time.perf_counter()
-        stored = NO_HISTORY if query.subject is None else await self._stored(query.subject, deadline)
-        if stored is None:
-            degraded, stored, view = [STORE_UNAVAILABLE], NO_HISTORY, self._latest(servable)
-        else:
-            seq = None if query.subject is None else stored.changes_seq
-            view, missing = await self._view(servable, seq, deadline)
-            degraded = [*missing]
-        timings_ms = {"store": _since_ms(started)}
-        deadline.check()
-        return Job(view, query, deadline, stored), degraded, timings_ms
-
-    def _latest(self, servable: Servable) -> Servable:
-        return servable if self._catalogue is None else self._catalogue.latest(servable)
-
-    async def _view(self, servable: Servable, seq: int | None, deadline: Deadline) -> tuple[Servable, tuple[str, ...]]:
-        """Return the version with all changes up to a number (None: the latest), and what is missing.
-
-        With a history comes the number of the latest change, and this process mostly has it: then nothing is awaited.
-        """
-        if self._catalogue is None:
-            return servable, ()
-        if seq is not None:
-            view = self._catalogue.at(servable, seq)
-            if view is not None:
-                return view, ()
-        try:
-            async with asyncio.timeout(STORE_SHARE * max(deadline.remaining_s(), 0.0)):
-                return await self._catalogue.fresh(servable, seq), ()
-        except (StoreUnavailable, TimeoutError) as error:
-            _log.debug(CHANGES_MISSED, reason=str(error) or "no answer in time")
-            return self._latest(servable), (CATALOGUE_STALE,)
-
-    async def _stored(self, subject: Subject, deadline: Deadline) -> StoredHistory | None:
-        """Return what the subject did, or None when the store is away or late."""
-        limit_s = min(self._store_timeout_s, STORE_SHARE * deadline.remaining_s())
-        try:
-            async with asyncio.timeout(limit_s):
-                return await self._history.history(subject, limit=MAX_SEEN)
-        except (StoreUnavailable, TimeoutError) as error:
-            _log.debug(HISTORY_MISSED, reason=str(error) or f"no answer in {limit_s:.3f} s")
-            return None
 
     async def _answer(self, job: Job) -> Answer:
         answer = await self._compute.answer(job)
@@ -314,7 +341,7 @@ class Recommender:
             degraded.append(RERANK_FAILED)
         else:
             self.ranker_ok = True
-        timings_ms["rerank"] = _since_ms(started)
+        timings_ms["rerank"] = since_ms(started)
         return answer
 
     async def _explain(self, job: Job, answer: Answer, deadline: Deadline, timings_ms: dict[str, float]) -> Explanation:
@@ -323,38 +350,8 @@ class Recommender:
         try:
             return await self._compute.alone(partial(held, job.servable, work), deadline=deadline)
         finally:
-            timings_ms["explain"] = _since_ms(started)
+            timings_ms["explain"] = since_ms(started)
 
 
 def _early(deadline: Deadline) -> Deadline:
     return Deadline(deadline.at - RESERVE_S, deadline.clock)
-
-
-def _since_ms(started: float) -> float:
-    return (time.perf_counter() - started) * 1e3
-
-
-def _slate(
-    servable: Servable,
-    answer: Answer,
-    degraded: Sequence[str],
-    timings_ms: dict[str, float],
-    explanation: Explanation | None,
-    *,
-    assignment: Assignment | None,
-) -> Slate:
-    items = answer.items
-    if explanation is not None:
-        items = tuple(item._replace(explanation=why) for item, why in zip(answer.items, explanation.items, strict=True))
-    return Slate(
-        items=items,
-        user_state=answer.user_state,
-        events_used=len(answer.basis.history),
-        unknown_item_ids=answer.unknown_item_ids,
-        version=servable.version,
-        ranker=None if answer.ranker is None else answer.ranker.card.version,
-        degraded=(*degraded, *answer.degraded),
-        explanation=explanation,
-        timings_ms={**timings_ms, **answer.timings_ms},
-        assignment=assignment,
-    )

@@ -11,8 +11,9 @@ import numpy as np
 
 from service.recommend.answer import Result, by_version, dress
 from service.recommend.deadline import Deadline
+from service.recommend.diversity import shown
 from service.recommend.errors import DeadlineExceeded
-from service.recommend.filters import Picks, best_of
+from service.recommend.filters import Picks
 from service.recommend.history import basis_for
 from service.recommend.job import Answer, Basis, Candidates, Job
 from service.recommend.servable import Ranker, Servable
@@ -102,4 +103,11 @@ def _order(ranker: Ranker, one: Reranking, basis: Basis, queries_QD: Vectors) ->
         return FloatingPointError("the ranker returned NaN or infinity")
     order = np.argsort(-scores, kind="stable")  # equal ones keep the retriever's order
     picks = list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
-    return _Ordered(best_of(picks, k=candidates.k, min_score=candidates.min_score), basis)
+    best = shown(
+        one.job.servable,
+        picks,
+        k=candidates.k,
+        min_score=candidates.min_score,
+        diversity=candidates.diversity,
+    )
+    return _Ordered(best, basis)

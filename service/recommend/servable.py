@@ -115,6 +115,10 @@ class Model(Protocol):
         """Return the queries `[B, Q, D]` of padded histories."""
         ...
 
+    def history_with(self, states_LMS: Vectors, presence_LM: Mask, *, allowed_M: Mask) -> Vectors:
+        """Return the rows `[L, H]` of a history in which some parts alone are allowed, as `occlusion` makes them."""
+        ...
+
     def user_queries(self, user_id: str) -> Vectors | None:
         """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""
         ...
@@ -253,6 +257,10 @@ class ServableSource(Protocol):
             ModelNotFound: No loaded version has such a model.
             NoServable: The versions of the scenario are not loaded (yet).
         """
+        ...
+
+    def like(self, version: ServedVersion) -> Choice:
+        """Return the loaded version that is this one, or else one with its model, or else the current one."""
         ...
 
     def acquire(self, choice: Choice = CURRENT) -> AbstractContextManager[Servable]:

@@ -49,6 +49,11 @@ def encode_users(model: Model, users: Sequence[Basis]) -> Vectors:
             start += count
     history_BLH = np.zeros((len(users), length, history_nH.shape[1]), dtype=np.float32)
     history_BLH[mask_BL] = history_nH  # both run user by user, oldest first: padding is at the end
+    for position, user in enumerate(users):
+        remains = user.history.remains
+        if remains is not None:
+            history_BLH[position, : len(remains.mask_L)] = remains.rows_LH
+            mask_BL[position, : len(remains.mask_L)] = remains.mask_L
     queries_BQD = model.encode_users(history_BLH, mask_BL)
     if not np.isfinite(queries_BQD).all():
         raise FloatingPointError("the user encoder returned NaN or infinity")

@@ -86,6 +86,16 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
+class Without:
+    """What of a history is switched off."""
+
+    modalities: tuple[str, ...] = ()
+    """Parts that no past item has."""
+    item_ids: frozenset[ItemId] = frozenset()
+    """Past items whose places are empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One recommendation request. No subject and no history means: anonymous."""
 
@@ -98,6 +108,8 @@ class Query:
     candidate_item_ids: tuple[ItemId, ...] | None = None
     include_seen: bool = False
     min_score: float | None = None
+    diversity: float = 0.0
+    """0 leaves the order to the scores, 1 to variety alone."""
     explain: ExplainLevel = "none"
     method: Method | None = None
     """None: the bundle's default method."""
@@ -106,6 +118,12 @@ class Query:
     """The family or version of a loaded model that shall answer, whatever the scenario says."""
     unit: str = ""
     """What draws an arm of an experiment where there is no subject: the same text, the same arm."""
+    store: bool = False
+    """Keep for a while what is shown."""
+    after: str | None = None
+    """A recommendation that this one continues: what was shown in it, or before it, is not shown again."""
+    without: Without | None = None
+    """What the models shall not see of the history; what was seen stays seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +239,7 @@ class Slate:
     """By stage: store, encode, search, rerank, explain."""
     assignment: Assignment | None = None
     """The arm that answered, where the scenario is an experiment."""
+    recommendation_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

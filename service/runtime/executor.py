@@ -16,6 +16,9 @@ Y = TypeVar("Y")
 HEAVY_IDS = 1_000
 """A job with more ids to look up than this, blocked ones too, goes alone: it would hold up its neighbours."""
 
+HEAVY_DIVERSE_K = 100
+"""So does one for a diverse slate of more items than this: they are chosen one after the other."""
+
 HEAVY_ITEMS = 8
 """So does one that brings the vectors of more items than this to be encoded."""
 
@@ -84,7 +87,7 @@ class Executor:
         """
         if _is_heavy(job):
             return _given(await self.alone(lambda: answer_jobs([job]), deadline=job.deadline))
-        if job.servable.answer_cpu_s < self._on_loop_below_s:
+        if job.servable.answer_cpu_s < self._on_loop_below_s and not job.query.diversity:
             return await self._turns(job)
         return await self._jobs(job, deadline=job.deadline)
 
@@ -99,7 +102,8 @@ class Executor:
         if _is_heavy(reranking.job):
             return _given(await self.alone(lambda: rerank([reranking]), deadline=reranking.deadline))
         ranker = reranking.job.servable.ranker
-        if ranker is not None and ranker.rerank_cpu_s < self._on_loop_below_s:
+        on_loop = ranker is not None and ranker.rerank_cpu_s < self._on_loop_below_s
+        if on_loop and not reranking.job.query.diversity:
             return await self._rerank_turns(reranking)
         return await self._rerankings(reranking, deadline=reranking.deadline)
 
@@ -123,6 +127,8 @@ def _given(results: Sequence[Answer | Exception]) -> Answer:
 
 def _is_heavy(job: Job) -> bool:
     query, num_blocked = job.query, len(job.stored.blocked_item_ids)
+    if query.diversity and query.k > HEAVY_DIVERSE_K:
+        return True
     if len(query.candidate_item_ids or ()) + len(query.exclude_item_ids) + num_blocked > HEAVY_IDS:
         return True
     return bool(query.history) and sum(item.modalities is not None for item in query.history or ()) > HEAVY_ITEMS

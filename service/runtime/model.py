@@ -12,7 +12,7 @@ from api_schemas.manifest import BundleManifest
 from index.bundle import Bundle
 from index.bundle import EncodedItems as EncodedCatalogue
 from index.decompose import decompose
-from index.explain import ExplanationArrays, explain, modality_shares
+from index.explain import ExplanationArrays, explain, history_with, modality_shares
 from index.features import ModelInputs, prepare
 from index.item_encoder import ItemEncoder
 from index.item_tables import ItemTables
@@ -83,6 +83,10 @@ class LoadedModel:
             for name, vector in vectors.items():
                 arrays[name][place] = vector
         return prepare(arrays, {}, self._bundle.manifest.modalities)
+
+    def history_with(self, states_LMS: Vectors, presence_LM: Mask, *, allowed_M: Mask) -> Vectors:
+        """Return the rows `[L, H]` of a history in which some parts alone are allowed, as `occlusion` makes them."""
+        return history_with(self._bundle, states_LMS=states_LMS, presence_LM=presence_LM, allowed_M=allowed_M)
 
     def user_queries(self, user_id: str) -> Vectors | None:
         """Return the queries `[Q, D]` that the model has learned for a user; None for one that it does not know."""

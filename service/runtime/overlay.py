@@ -52,6 +52,7 @@ class OverlaidModel:
         self.faithfulness = model.faithfulness
         self.encode_items = model.encode_items
         self.encode_users = model.encode_users
+        self.history_with = model.history_with
         self.user_queries = model.user_queries
         self.attribute = model.attribute
         self.decompose = model.decompose

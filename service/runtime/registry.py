@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from service.recommend.errors import ModelNotFound, NoServable, ScenarioNotFound
 from service.recommend.servable import CURRENT, Servable, find_model
-from service.recommend.types import DEFAULT_SCENARIO, Assignment, Choice, Query
+from service.recommend.types import DEFAULT_SCENARIO, Assignment, Choice, Query, ServedVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,13 @@ class ServableRegistry:
             raise NoServable(f"no version of scenario {query.scenario!r} is loaded")
         arm = arms[0] if len(arms) == 1 else _draw(arms, query.subject or query.unit)
         return Choice(arm.servable.version.index_version, arm.assignment)
+
+    def like(self, version: ServedVersion) -> Choice:
+        """Return the loaded version that is this one, or else one with its model, or else the current one."""
+        same = [one for one in self.loaded if one.version.model_version == version.model_version]
+        exact = [one for one in same if one.version.index_version == version.index_version]
+        found = next(iter((*exact, *same)), None)
+        return CURRENT if found is None else Choice(found.version.index_version)
 
     def _arms(self, scenario: str) -> Sequence[LoadedArm]:
         if scenario == DEFAULT_SCENARIO:

@@ -8,7 +8,7 @@ from index.features import from_dataset
 from index.store import ArtifactStore
 from service.recommend.deadline import Deadline
 from service.recommend.errors import InvalidQuery
-from service.recommend.types import Filter, HistoryItem, ItemId, Query
+from service.recommend.types import Filter, HistoryItem, ItemId, Query, Without
 from service.runtime.servable import LoadedServable, load_servable
 from tests.bundles import Reference, make_snapshot, reference
 from tests.fakes import recommender_of
@@ -178,3 +178,32 @@ async def test_similar_items_are_those_of_the_largest_cosine(bench):
     norms = np.linalg.norm(states, axis=1)
     cosines = np.where(norms > 0, states @ states[3] / np.maximum(norms * norms[3], 1e-12), -np.inf)
     assert [line.item_id for line in listing.items] == best(cosines, without=[3])[:5]
+
+
+async def test_what_a_score_loses_in_what_if_is_what_occlusion_says_of_it(bench):
+    query = Query(history=inline(*PAST), k=60, explain="full", method="occlusion")
+    _, explained = await bench.recommender.explain(query, deadline=LATER)
+    lines = {line.item_id: line for line in explained.items}
+    past = item(PAST[1])
+    found = await bench.recommender.what_if(
+        Query(history=inline(*PAST), k=60, without=Without(item_ids=frozenset({past}))), deadline=LATER
+    )
+    for change in found.changes:
+        (interest,) = [one["interest"] for one in lines[change.item_id].history if one["item_id"] == past]
+        assert change.score_change == pytest.approx(-interest, abs=1e-5)
+    servable, rows = bench.servable, bench.servable.rows([line.item_id for line in explained.items])
+    for place, name in enumerate(servable.parts):
+        found = await bench.recommender.what_if(
+            Query(history=inline(*PAST), k=60, without=Without(modalities=(name,))), deadline=LATER
+        )
+        history = np.array(PAST)
+        attribution = servable.attribute(
+            "occlusion",
+            states_LMS=servable.states(history),
+            presence_LM=servable.presence(history),
+            candidate_states_KMS=servable.states(rows),
+            candidate_presence_KM=servable.presence(rows),
+        )
+        lost = dict(zip(lines, attribution.interest_KM[:, place], strict=True))
+        for change in found.changes:
+            assert change.score_change == pytest.approx(-lost[change.item_id], abs=1e-5)

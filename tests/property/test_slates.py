@@ -18,7 +18,7 @@ from service.recommend.job import Job
 from service.recommend.ports import StoredHistory
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.sources import encode_users
-from service.recommend.types import Filter, HistoryItem, ItemId, Query, user_subject
+from service.recommend.types import Filter, HistoryItem, ItemId, Query, Without, user_subject
 from tests.fakes import WIDTHS, FakeRanker, FakeServable, recommender_of
 
 NUM_ITEMS = 24
@@ -49,6 +49,7 @@ queries = st.builds(
     candidate_item_ids=st.one_of(st.none(), st.lists(item_ids, max_size=30).map(tuple)),
     include_seen=st.booleans(),
     min_score=st.one_of(st.none(), st.floats(-1, 2)),
+    diversity=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
 )
 stored = st.builds(
     lambda ids, blocked: StoredHistory(tuple(ids), tuple(map(float, range(len(ids)))), tuple(blocked)),
@@ -83,7 +84,7 @@ def check(job: Job, items) -> None:
     assert len(set(shown)) == len(shown) <= job.query.k
     assert [item.rank for item in items] == list(range(1, len(items) + 1))
     scores = [item.score for item in items]
-    assert scores == sorted(scores, reverse=True)
+    assert job.query.diversity or scores == sorted(scores, reverse=True)
     if job.query.min_score is None:
         assert len(shown) == min(job.query.k, len(allowed))
     else:
@@ -103,6 +104,7 @@ def test_a_slate_holds_nothing_that_is_hidden_repeats_nothing_and_is_full(job, m
 @settings(max_examples=150, deadline=None)
 def test_a_ranker_orders_the_best_that_may_be_shown_and_brings_in_nothing_else(job, num_candidates):
     ranker = FakeRanker(NUM_ITEMS, num_candidates=num_candidates, length=3)
+    job = replace(job, query=replace(job.query, diversity=0.0))
     plain = replace(job.query, min_score=None, k=max(job.query.k, num_candidates))
     (retrieved,) = answer_jobs([replace(job, query=plain)])
     with mock.patch.object(SERVABLE, "ranker", ranker):
@@ -170,3 +172,32 @@ def test_similar_and_popular_items_pass_the_filter_too(item_id, k, modality, res
         shown = [item.item_id for item in listing.items]
         assert set(shown) <= pool
         assert len(set(shown)) == len(shown) == min(k, len(pool))
+
+
+@given(queries, st.integers(2, 4), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_path_shows_what_may_be_shown_and_pages_never_repeat(query, num_pages, has_ranker, fails):
+    """Pages, what-if and explanations of what was shown: with and without a ranker, and while the model fails."""
+    ranker = FakeRanker(NUM_ITEMS, num_candidates=6, length=3) if has_ranker else None
+    broken = {"search": RuntimeError("boom"), "score": RuntimeError("boom")} if fails else {}
+    with mock.patch.object(SERVABLE, "ranker", ranker), mock.patch.object(SERVABLE, "fail", broken), capture_logs():
+        asyncio.run(_walk(query, num_pages))
+
+
+async def _walk(query: Query, num_pages: int) -> None:
+    recommender = recommender_of(SERVABLE)
+    allowed, shown, after = admissible(Job(SERVABLE, query, NEVER)), [], None
+    for _ in range(num_pages):
+        page = replace(query, store=True, after=after)
+        off = replace(page, without=Without(("text",), frozenset({ItemId("i3")})))
+        what_if = await recommender.what_if(off, deadline=NEVER)
+        slate = await recommender.recommend(page, deadline=NEVER)
+        for items in (slate.items, what_if.before.items, what_if.after.items):
+            found = [item.item_id for item in items]
+            assert set(found) <= allowed - set(shown)
+            assert len(set(found)) == len(found) <= query.k
+        again, explanation = await recommender.explain_shown(slate.recommendation_id, deadline=NEVER)
+        wanted = [item.item_id for item in slate.items]
+        assert [item.item_id for item in again.items] == [line.item_id for line in explanation.items] == wanted
+        shown += wanted
+        after = slate.recommendation_id

@@ -1,53 +1,25 @@
 """`POST /v1/events`: each event is judged on its own; those that are accepted are kept together, durably."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from collections.abc import Callable
 
 from api_schemas.events import Event, EventsAnswer, EventsRequest
 from api_schemas.problem import FieldProblem
 from service.api import problems
+from service.api.lists import ReadList, read_list
 from service.api.parts import PartsSource
 from service.api.routing import Border, Direct, Trace
 from service.api.translate import event_of
 from service.observability.metrics import Metrics
 
 
-@dataclass(frozen=True, slots=True)
-class ReadEvents:
-    """A request's events that can be read, and what is wrong with the others; by their place in the request."""
-
-    events: Sequence[tuple[int, Event]]
-    problems: Sequence[tuple[int, Sequence[FieldProblem]]] = ()
-
-
-def read_events(body: bytes) -> ReadEvents:
+def read_events(body: bytes) -> ReadList[EventsRequest, Event]:
     """Read a body; an event that is wrong does not take its neighbours with it.
 
     Raises:
         ApiError: The body is not JSON, or wrong as a whole: no list, too many events, an unknown field beside it.
     """
-    try:
-        return ReadEvents(list(enumerate(EventsRequest.model_validate_json(body).events)))
-    except ValidationError as error:
-        whole = problems.malformed(error)
-        if whole is not None:
-            raise whole from None
-        content = from_json(body)
-        if any(len(problem["loc"]) < 2 for problem in error.errors(include_url=False, include_input=False)):
-            raise problems.invalid(error, content) from None
-    good: list[tuple[int, Event]] = []
-    bad: list[tuple[int, Sequence[FieldProblem]]] = []
-    for index, value in enumerate(content["events"]):
-        try:
-            # "constants" keeps NaN what it is; the default would make it null, which some fields take
-            good.append((index, Event.model_validate_json(to_json(value, inf_nan_mode="constants"))))
-        except ValidationError as error:
-            bad.append((index, _below(f"/events/{index}", problems.field_problems(error, value))))
-    return ReadEvents(good, bad)
+    return read_list(body, EventsRequest, Event, field="events")
 
 
 def event_routes(
@@ -60,7 +32,7 @@ def event_routes(
 ) -> list[Direct]:
     """Return the endpoint."""
 
-    async def record(read: ReadEvents, trace: Trace) -> EventsAnswer:
+    async def record(read: ReadList[EventsRequest, Event], trace: Trace) -> EventsAnswer:
         """Keep what users and sessions did; the next recommendation of each of them sees it.
 
         200 means that every accepted event is on disk. Events are told apart by `event_id`, so a request that was
@@ -70,7 +42,7 @@ def event_routes(
         latest = clock() + max_future_s
         rejected = list(read.problems)
         kept = []
-        for index, event in read.events:
+        for index, event in read.entries:
             if event.occurred_at.timestamp() > latest:
                 rejected.append((index, [_in_future(index, max_future_s)]))
             else:
@@ -117,10 +89,6 @@ def event_routes(
             tag="events",
         )
     ]
-
-
-def _below(prefix: str, found: Sequence[FieldProblem]) -> list[FieldProblem]:
-    return [problem.model_copy(update={"pointer": prefix + problem.pointer}) for problem in found]
 
 
 def _in_future(index: int, max_future_s: float) -> FieldProblem:

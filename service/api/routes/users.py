@@ -61,11 +61,12 @@ def user_routes(parts: PartsSource, border: Border, *, clock: Callable[[], float
         dependencies=[Depends(border.guard(_USER, needs="events"))],
     )
     async def erase(user_id: UserId) -> Response:
-        """Forget all that is kept of a user: events, their ids, blocks. It is on disk when this is answered.
+        """Forget all that is kept of a user: events, their ids, blocks, what was shown. It is on disk when this ends.
 
         The next recommendation knows nothing of it, whichever worker answers. Erasing an unknown user is no error. What
         a model has learned of its users before lies in its bundle until the next training without them.
         """
+        await parts().shown.forget(user_subject(user_id))
         await parts().users.erase(user_subject(user_id))
         return Response(status_code=204)
 
@@ -83,7 +84,9 @@ def user_routes(parts: PartsSource, border: Border, *, clock: Callable[[], float
         user the oldest go; if there would be too many blocks it is a `conflict`, and nothing changes.
         """
         body = read_merge(await border.read_json(request.scope, request.receive))
-        merged = await parts().users.merge(session_subject(body.session_id), into=user_subject(user_id))
+        session = session_subject(body.session_id)
+        merged = await parts().users.merge(session, into=user_subject(user_id))
+        await parts().shown.forget(session)
         answer: MergeAnswer = {"events": merged.num_events, "blocks": merged.num_blocks}
         return _json(answer)
 

@@ -10,7 +10,9 @@ from tests.http_app import Rig, assert_problem
 
 NEEDS = {
     "POST /v1/recommendations": "serve",
+    "POST /v1/recommendations/batch": "serve",
     "POST /v1/explanations": "explain",
+    "POST /v1/what-if": "explain",
     "POST /v1/events": "events",
     "GET /v1/items/{item_id}/similar": "serve",
     "GET /v1/popular": "serve",

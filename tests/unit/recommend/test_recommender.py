@@ -216,7 +216,7 @@ async def test_a_store_that_does_not_answer_in_time_degrades_the_answer(house):
 
 
 async def test_a_store_that_hangs_leaves_time_for_the_answer(house):
-    house.recommender._store_timeout_s = 100.0
+    house.recommender._inputs.store_timeout_s = 100.0
     house.store.hang = True
     slate = await house.recommend(subject=USER, k=5, timeout_s=0.1)
     assert slate.degraded == ("store_unavailable",)
@@ -255,7 +255,7 @@ async def test_a_deadline_that_is_over_is_an_error_and_computes_nothing(house):
 
 async def test_too_many_requests_are_refused_at_once_and_room_comes_back(house):
     house.store.hang = True
-    house.recommender._store_timeout_s = 100.0
+    house.recommender._inputs.store_timeout_s = 100.0
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(house.recommend(subject=USER, timeout_s=100)) for _ in range(8)]
         await asyncio.sleep(0)
