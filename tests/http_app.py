@@ -1,6 +1,9 @@
 """The HTTP application over the core's fakes: the whole surface, no model, no port."""
 
+import atexit
 import json
+import secrets
+import shutil
 import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +38,9 @@ from tests.fakes import (
     InlineCompute,
 )
 
+_FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
 TITLES = {kind.slug: kind for kind in PROBLEM_TYPES}
 
 
@@ -53,13 +59,11 @@ class Rig:
     max_body_bytes: int = 100_000
     default_timeout_ms: int = 2_000
     recommender: object | None = None
-    folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
-    """Gone with the rig."""
     artifacts: ArtifactStore | None = None
     """None: an empty one."""
 
     def __post_init__(self) -> None:
-        artifacts = self.artifacts or ArtifactStore(Path(self.folder.name))
+        artifacts = self.artifacts or ArtifactStore(_FOLDER / secrets.token_hex(4))
         core = {
             "servables": FakeSource(self.servable),
             "history": self.store,
