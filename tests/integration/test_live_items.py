@@ -1,5 +1,6 @@
 """Items that change between two rebuilds, over HTTP: two services on one store, as two workers are."""
 
+import asyncio
 import json
 from contextlib import AsyncExitStack
 
@@ -36,7 +37,11 @@ async def pair(request, toy_store, tmp_path):
     else:
         history = f"sqlite:{tmp_path}/events.db"
     async with AsyncExitStack() as stack:
-        slow = {"items": {"interval_s": 3_600}, "events": {"read_timeout_s": 5, "write_timeout_s": 5}}
+        slow = {
+            "items": {"interval_s": 3_600},
+            "events": {"read_timeout_s": 5, "write_timeout_s": 5},
+            "http": {"default_timeout_ms": 10_000},
+        }
         yield [await stack.enter_async_context(running(toy_store.store, history=history, **slow)) for _ in range(2)]
 
 
@@ -69,10 +74,10 @@ async def answers(client) -> dict[str, list[dict]]:
         "similar by modality": client.get(f"/v1/items/{others[1]}/similar?k=100&modality=category"),
     }
     found = {"popular": popular}
-    for name, asked in paths.items():
-        answer = (await asked).json()
-        assert answer["degraded"] == [], (name, answer)
-        found[name] = answer["items"]
+    for name, answer in zip(paths, await asyncio.gather(*paths.values()), strict=True):
+        assert answer.status_code == 200, (name, answer.text)
+        assert answer.json()["degraded"] == [], (name, answer.text)
+        found[name] = answer.json()["items"]
     for name, items in found.items():
         assert len(set(ids(items))) == len(items), name
     return found

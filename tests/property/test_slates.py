@@ -118,7 +118,9 @@ def test_a_ranker_orders_the_best_that_may_be_shown_and_brings_in_nothing_else(j
     basis = basis_for(ranker, answer.candidates.past, job.query)
     scores = ranker.score(encode_users(ranker, [basis])[0], np.array(retrieved.rows, np.int64))
     floor = -math.inf if job.query.min_score is None else job.query.min_score
-    brute = [retrieved.items[place].item_id for place in np.argsort(-scores, kind="stable") if scores[place] >= floor]
+    brute = [
+        retrieved.items[place].item_id for place in np.argsort(-scores, kind="stable") if scores[place].item() >= floor
+    ]
     assert [item.item_id for item in ordered.items] == brute[: job.query.k]
 
 
