@@ -21,6 +21,10 @@ MAX_PENDING = 2_000
 MAX_AT_ONCE = 64
 """So many slates go to the store in one call."""
 
+GATHER_S = 0.05
+"""So long a first note waits for others: a store that syncs every write is written to 20 times a second, not for each
+answer. Another process finds a slate so much later."""
+
 MAX_CHAIN = 5_000
 """So many items are shown at most in one chain of pages."""
 
@@ -105,6 +109,7 @@ class ShownSlates:
         """Hand to the store what waits, for ever. Owned by the lifespan's task group."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
             self._wake.clear()
             await self.flush()
 
