@@ -2,6 +2,9 @@
 
 `r:` and an id is the slate; `rs` is the ids of all by the end of their life, for the bound; `rs:` and a subject the ids
 of what was shown to it, so that erasing it finds them.
+
+Nothing of it is written to the append-only file, as a server that syncs each write would make all others wait for it:
+what was shown is gone when the server is started again. Forgetting is written, as a rewritten file may hold some.
 """
 
 import time
@@ -18,16 +21,22 @@ from service.recommend.types import Subject
 _KEEP = """#!lua
 local life_ms, most, now, prefix = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local all, ends = KEYS[1], tonumber(ARGV[3]) + tonumber(ARGV[1])
+redis.set_repl(redis.REPL_REPLICA)
+local new = {}
 for i = 5, #ARGV, 3 do
   local id, subject = ARGV[i], ARGV[i + 1]
   redis.call('SET', prefix .. 'r:' .. id, ARGV[i + 2], 'PX', life_ms)
-  redis.call('ZADD', all, ends, id)
+  new[#new + 1] = ends
+  new[#new + 1] = id
   if subject ~= '' then
     local own = prefix .. 'rs:' .. subject
     redis.call('ZREMRANGEBYSCORE', own, '-inf', now)
     redis.call('ZADD', own, ends, id)
     redis.call('PEXPIRE', own, life_ms)
   end
+end
+if #new > 0 then
+  redis.call('ZADD', all, unpack(new))
 end
 redis.call('ZREMRANGEBYSCORE', all, '-inf', now)
 local over = redis.call('ZCARD', all) - most

@@ -1,14 +1,14 @@
 """What was shown, as text: the same in every store."""
 
 import base64
-import json
 from collections.abc import Mapping
 from datetime import datetime
 
 import numpy as np
+from pydantic_core import from_json, to_json
 
 from service.recommend.ports import ShownItem, ShownSlate
-from service.recommend.types import Filter, HistoryItem, ServedVersion, Vectors
+from service.recommend.types import Filter, ServedVersion, Vectors
 
 MAX_CHARS = 262_144
 """A slate that takes more is not kept."""
@@ -20,8 +20,9 @@ def write_slate(slate: ShownSlate) -> str:
         "id": slate.recommendation_id,
         "subject": slate.subject,
         "at": slate.served_at,
-        "history": [[item.item_id, _write_vectors(item.modalities)] for item in slate.history],
-        "items": [list(item) for item in slate.items],
+        "history": slate.history,
+        "brought": {item_id: _write_vectors(vectors) for item_id, vectors in slate.brought.items()},
+        "items": [tuple(item) for item in slate.items],  # named tuples take six times as long
         "version": _write_version(slate.version),
         "ranker": None if slate.ranker is None else _write_version(slate.ranker),
         "k": slate.k,
@@ -33,18 +34,19 @@ def write_slate(slate: ShownSlate) -> str:
         ],
         "before": slate.shown_before,
     }
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return to_json(values).decode()
 
 
 def read_slate(text: str) -> ShownSlate:
     """Return what `write_slate` wrote."""
-    values = json.loads(text)
+    values = from_json(text)
     any_, all_, none, attributes = values["filter"]
     return ShownSlate(
         recommendation_id=values["id"],
         subject=values["subject"],
         served_at=values["at"],
-        history=tuple(HistoryItem(item_id, None, _read_vectors(vectors)) for item_id, vectors in values["history"]),
+        history=tuple(values["history"]),
+        brought={item_id: _read_vectors(texts) for item_id, texts in values["brought"].items()},
         items=tuple(ShownItem(*item) for item in values["items"]),
         version=_read_version(values["version"]),
         ranker=None if values["ranker"] is None else _read_version(values["ranker"]),
@@ -63,13 +65,9 @@ def _read_version(values: list[str]) -> ServedVersion:
     return ServedVersion(model_name, model_version, index_version, datetime.fromisoformat(built_at))
 
 
-def _write_vectors(vectors: Mapping[str, Vectors] | None) -> dict[str, str] | None:
-    if vectors is None:
-        return None
+def _write_vectors(vectors: Mapping[str, Vectors]) -> dict[str, str]:
     return {name: base64.b64encode(vector.astype("<f4").tobytes()).decode() for name, vector in vectors.items()}
 
 
-def _read_vectors(texts: Mapping[str, str] | None) -> dict[str, Vectors] | None:
-    if texts is None:
-        return None
+def _read_vectors(texts: Mapping[str, str]) -> dict[str, Vectors]:
     return {name: np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32) for name, text in texts.items()}

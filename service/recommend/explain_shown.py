@@ -28,14 +28,14 @@ def shown_query(shown: ShownSlate, servable: Servable, *, level: ExplainLevel, m
     """Return the query that has what was shown explained; vectors that this version can not read are left out."""
     widths = servable.modalities
 
-    def readable(item: HistoryItem) -> HistoryItem:
-        vectors = (item.modalities or {}).items()
-        kept = {name: vector for name, vector in vectors if vector.shape == (widths.get(name),)}
-        return replace(item, modalities=kept or None)
+    def past_item(item_id: ItemId) -> HistoryItem:
+        vectors = shown.brought.get(item_id, {}).items()
+        readable = {name: vector for name, vector in vectors if vector.shape == (widths.get(name),)}
+        return HistoryItem(item_id, None, readable or None)
 
     return Query(
         subject=shown.subject,
-        history=tuple(map(readable, shown.history)),
+        history=tuple(map(past_item, shown.history)),
         k=max(len(shown.items), 1),
         explain=level,
         method=method,

@@ -1,10 +1,10 @@
 """What the core needs from the outside: each port has one contract suite that all its adapters pass."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from service.recommend.types import Event, Filter, HistoryItem, ItemId, ServedVersion, Source, Subject
+from service.recommend.types import Event, Filter, ItemId, ServedVersion, Source, Subject, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,15 @@ class ShownSlate:
     subject: Subject | None
     served_at: float
     """Seconds since the epoch, UTC."""
-    history: tuple[HistoryItem, ...]
-    """What the model read, oldest first; with the vectors that were sent of items that the catalogue did not know."""
+    history: tuple[ItemId, ...]
+    """What the model read, oldest first."""
     items: tuple[ShownItem, ...]
     version: ServedVersion
     ranker: ServedVersion | None
     k: int
     filter: Filter
+    brought: Mapping[ItemId, Mapping[str, Vectors]] = field(default_factory=dict)
+    """The vectors that were sent of past items that the catalogue did not know."""
     shown_before: tuple[ItemId, ...] = ()
     """Items of the slates that this one continues."""
 

@@ -8,12 +8,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from service.recommend.errors import InvalidQuery, RecommendationNotFound, StoreUnavailable
 from service.recommend.job import Answer, Job
 from service.recommend.ports import ShownItem, ShownSlate, SlateStore
-from service.recommend.types import HistoryItem, ItemId, Slate, Subject
+from service.recommend.types import ItemId, Slate, Subject
 
 MAX_PENDING = 2_000
 """So many notes wait at most; more are dropped."""
@@ -114,35 +113,34 @@ class ShownSlates:
             await self.flush()
 
     async def flush(self) -> None:
-        """Hand to the store all that waits: what a service does last, when no answer leaves a note any more."""
-        while self._pending:
+        """Hand to the store all that waits now. What comes meanwhile waits for the next time: it gathers as well."""
+        keys = list(self._pending)
+        for start in range(0, len(keys), MAX_AT_ONCE):
             async with self._writing:
-                await self._write(list(islice(self._pending.items(), MAX_AT_ONCE)))
+                await self._write(keys[start : start + MAX_AT_ONCE])
 
-    async def _write(self, notes: Sequence[tuple[str, _Note]]) -> None:
+    async def _write(self, keys: Sequence[str]) -> None:
+        notes = [self._pending[key] for key in keys if key in self._pending]  # some may have been forgotten
         try:
-            num_kept = await self._store.keep([_kept(note) for _, note in notes])
+            num_kept = await self._store.keep([_kept(note) for note in notes])
         except StoreUnavailable:
             num_kept = 0
         if num_kept < len(notes):
             self._on_dropped(len(notes) - num_kept)
-        for key, _ in notes:
+        for key in keys:
             self._pending.pop(key, None)
 
 
 def _kept(note: _Note) -> ShownSlate:
     query, slate, history = note.job.query, note.slate, note.answer.basis.history
     vectors = {item.item_id: item.modalities for item in query.history or () if item.modalities}
+    pairs = zip(history.item_ids, history.rows, strict=True)
     return ShownSlate(
         recommendation_id=slate.recommendation_id,
         subject=query.subject,
         served_at=note.served_at,
-        history=tuple(
-            [
-                HistoryItem(item_id, None, vectors.get(item_id) if row < 0 else None)
-                for item_id, row in zip(history.item_ids, history.rows, strict=True)
-            ]
-        ),
+        history=history.item_ids,
+        brought={item_id: vectors[item_id] for item_id, row in pairs if row < 0} if vectors else {},
         items=tuple([ShownItem(item.item_id, item.score, item.source) for item in slate.items]),
         version=slate.version,
         ranker=slate.ranker,

@@ -11,7 +11,7 @@ from service.adapters.slate_json import MAX_CHARS, read_slate, write_slate
 from service.adapters.sqlite_slates import SqliteSlates
 from service.recommend.errors import StoreUnavailable
 from service.recommend.ports import ShownItem, ShownSlate, SlateLimits
-from service.recommend.types import Filter, HistoryItem, ItemId, ServedVersion
+from service.recommend.types import Filter, ItemId, ServedVersion
 from tests.stores import ANN, BOB
 
 CAP = 8
@@ -44,7 +44,7 @@ def slate(number: int, *, subject=ANN) -> ShownSlate:
         recommendation_id=f"r{number:02}",  # ordered as numbers are: what comes in one moment goes by id
         subject=subject,
         served_at=1.7e9 + number,
-        history=(HistoryItem(ItemId("i1")), HistoryItem(ItemId("new ünï 漢"))),
+        history=(ItemId("i1"), ItemId("new ünï 漢")),
         items=(ShownItem(ItemId("i2"), 0.1 + 0.2, "model"), ShownItem(ItemId("i3"), -1e-30, "popular")),
         version=VERSION,
         ranker=replace(VERSION, model_version="bundle-2"),
@@ -66,10 +66,11 @@ async def test_what_is_kept_is_found_whole_by_everybody(make_slates):
 async def test_vectors_come_back_bit_by_bit(make_slates):
     slates = await make_slates()
     vectors = {"visual": np.float32([0.1, -3e38, 1e-45, 0.0]), "text": np.random.default_rng(0).random(7, np.float32)}
-    await slates.keep([replace(slate(1), history=(HistoryItem(ItemId("new"), None, vectors),))])
-    (item,) = (await slates.find("r01")).history
-    assert set(item.modalities) == set(vectors)
-    assert all(np.array_equal(item.modalities[name], vectors[name]) for name in vectors)
+    await slates.keep([replace(slate(1), brought={ItemId("new ünï 漢"): vectors})])
+    ((item_id, found),) = (await slates.find("r01")).brought.items()
+    assert item_id == "new ünï 漢"
+    assert set(found) == set(vectors)
+    assert all(np.array_equal(found[name], vectors[name]) for name in vectors)
 
 
 async def test_nothing_is_found_when_its_time_is_up(make_slates):
@@ -123,6 +124,18 @@ async def test_what_was_kept_outlives_the_process(make_slates):
     await first.keep([slate(1)])
     await first.close()
     assert await (await make_slates()).find("r01") == slate(1)
+
+
+async def test_a_server_that_syncs_each_write_is_not_asked_to(redis_server):
+    redis_server.command("FLUSHALL")
+    slates = RedisSlates(redis_server.url)
+    await slates.keep([slate(55)])
+    redis_server.command("SET", "written", "r77")
+    on_disk = b"".join(file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file())
+    assert b"r77" in on_disk
+    assert b"r55" not in on_disk
+    assert await slates.find("r55") == slate(55)
+    await slates.close()
 
 
 def test_text_is_read_as_it_was_written():
