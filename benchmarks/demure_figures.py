@@ -180,7 +180,8 @@ def differences(one: Read, ratings_BL: Matrix) -> Matrix:
     scores_BL = np.where(one.mask_BL, one.interest_BL, np.nan)
     low_B1, high_B1 = np.nanmin(scores_BL, axis=1, keepdims=True), np.nanmax(scores_BL, axis=1, keepdims=True)
     span_B1 = np.where(high_B1 > low_B1, high_B1 - low_B1, 1.0)
-    return np.abs((scores_BL - low_B1) / span_B1 * HIGHEST - ratings_BL)
+    apart_BL: Matrix = np.abs((scores_BL - low_B1) / span_B1 * HIGHEST - ratings_BL)
+    return apart_BL
 
 
 def concordance(one: Read, ratings_BL: Matrix) -> float:
@@ -216,11 +217,13 @@ def draw_ratings(reads: Mapping[str, Read], ratings_BL: Matrix, path: Path) -> N
     """Draw differences of some users' scores and ratings, dark where they are large."""
     plt = _plots()
     figure, axes = plt.subplots(1, len(reads), figsize=(5 * len(reads), 4.5), layout="constrained")
+    images = []
     for axis, (name, one) in zip(axes, reads.items(), strict=True):
         users = _users(one, SHOWN_USERS)
-        image = axis.imshow(differences(one, ratings_BL)[users], cmap="Blues", vmin=0, vmax=HIGHEST, aspect="auto")
+        shown = differences(one, ratings_BL)[users]
+        images.append(axis.imshow(shown, cmap="Blues", vmin=0, vmax=HIGHEST, aspect="auto"))
         axis.set(title=name, xlabel="past items, oldest first", ylabel="users", xticks=[], yticks=[])
-    figure.colorbar(image, ax=axes, label="|interest score x 5 - rating|")
+    figure.colorbar(images[0], ax=axes, label="|interest score x 5 - rating|")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

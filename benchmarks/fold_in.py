@@ -25,7 +25,7 @@ from index.metrics import pad_targets
 from training.checkpoint import read_checkpoint
 from training.config import FactorRun, load_config
 from training.data.split import HeldOut
-from training.evaluate import mask_seen
+from training.evaluate import mask_seen, means
 from training.factors.cold import (
     TOP,
     balancing_shift,
@@ -78,15 +78,15 @@ def main() -> None:
             trial = Trial(config, dataset, folder)
             tables["users"].append(trial.users())
             tables["items"].append(trial.items())
-    means = {name: mean_of(figures) for name, figures in tables.items()}
-    for table in means.values():
+    averages = {name: mean_of(figures) for name, figures in tables.items()}
+    for table in averages.values():
         columns = list(next(iter(table.values())))
         sys.stdout.write("".join(f"{word:>22}" for word in ("", *columns)) + "\n")
         for option, figures in table.items():
             sys.stdout.write(f"{option:>22}" + "".join(f"{figures[column]:22.4f}" for column in columns) + "\n")
     if arguments.json is not None:
         document = {"config": arguments.config.name, "overrides": arguments.overrides, "seeds": seeds}
-        arguments.json.write_text(json.dumps({**document, **means, "by_seed": tables}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**document, **averages, "by_seed": tables}, indent=2) + "\n")
 
 
 def mean_of(tables: Sequence[Figures]) -> Figures:
@@ -164,10 +164,11 @@ class Trial:
     def items(self) -> Figures:
         """Return what becomes of a tenth of the items, taken for new, by every imputation, unmoved and balanced."""
         data, model, seed = self.data, self.model, self.config.seed
-        if model.ids_IF is None and model.item_bias_I is None:
+        learned_IF = model.learned()
+        if not learned_IF.shape[1]:  # nothing is learned of an item, so nothing has to be guessed
             return {}
         fitted, held = imputer_items(data, seed=seed)
-        learned_IF, design_IZ = model.learned(), design(data)
+        design_IZ = design(data)
         imputers: dict[str, Imputer] = {
             "mean": LinearImputer(data.widths, mean_weights(design_IZ.shape[1], learned_IF, fitted)),
             "ridge": LinearImputer(data.widths, fit_ridge(design_IZ, learned_IF, fitted, seed=seed)),
@@ -220,9 +221,10 @@ class Trial:
         }
 
     def _ranked(self, queries_BD: Tensor, items_ID: Tensor, users: HeldOut) -> dict[str, float]:
-        found = rank(
+        judged = rank(
             self.model.score, queries_BD[:, None], items_ID, users, cutoffs=CUTOFFS, seen=self.config.eval.seen
         )
+        found = means(judged)
         return {name: found[name] for name in ("recall@10", "recall@20", "ndcg@20")}
 
 

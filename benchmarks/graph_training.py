@@ -35,6 +35,7 @@ from training.factors.fit import FitStage
 from training.factors.plan import Plan
 from training.factors.trainer import make_adam
 from training.models import GraphModel, Slmrec, SlmrecConfig
+from training.models.graph import GraphSettings
 
 CONFIGS = (Path("training/configs/tiktok-lightgcn.toml"), Path("training/configs/tiktok-slmrec.toml"))
 AIM = 3.0
@@ -50,7 +51,8 @@ class Plain(ABC):
     """A model's step, written straightforwardly. It reads parameters of a model whose own code it does not call."""
 
     def __init__(self, inputs: FactorInputs, config: FactorRun, model: GraphModel, layout: Layout) -> None:
-        self.data, self.config, self.model = inputs.data, config, model
+        assert isinstance(config.model, GraphSettings)
+        self.data, self.config, self.model, self.settings = inputs.data, config, model, config.model
         graph = self.data.graph
         user_E, item_E = graph.user_E, graph.item_E + graph.num_users
         rows_E, columns_E = torch.cat([user_E, item_E]), torch.cat([item_E, user_E])
@@ -69,10 +71,10 @@ class Plain(ABC):
         """Return the mean of all layers."""
         nodes_ND = torch.cat([users_UD, items_ID])
         total_ND = nodes_ND
-        for _ in range(self.config.model.layers):
+        for _ in range(self.settings.layers):
             nodes_ND = torch.sparse.mm(self.adjacency_NN, nodes_ND)
             total_ND = total_ND + nodes_ND
-        users_UD, items_ID = torch.split(total_ND / (self.config.model.layers + 1), [len(users_UD), len(items_ID)])
+        users_UD, items_ID = torch.split(total_ND / (self.settings.layers + 1), [len(users_UD), len(items_ID)])
         return users_UD, items_ID
 
 
@@ -83,7 +85,7 @@ class PlainLightGcn(Plain):
         """Return the whole loss of a step."""
         optim, model = self.config.optim, self.model
         assert optim.l2_scope == "batch"
-        batch = self.data.pair_batch(0, step, size=optim.batch_size, num_negatives=self.config.model.negatives)
+        batch = self.data.pair_batch(0, step, size=optim.batch_size, num_negatives=self.settings.negatives)
         assert batch.negatives is not None
         users_UD, items_ID = self.propagated(model.users_UD, model.ids_IF)
         users_BD, positives_BD = F.embedding(batch.users_B, users_UD), F.embedding(batch.items_X, items_ID)
@@ -236,7 +238,7 @@ def timed(runners: Sequence[Runner], *, rounds: int, steps: int) -> np.ndarray:
     ms_RN = np.zeros((rounds, len(runners)))
     for number in range(rounds):
         first = LOCKSTEP + number * steps
-        for place in np.roll(np.arange(len(runners)), number):
+        for place in np.roll(np.arange(len(runners)), number).tolist():
             started = time.perf_counter()
             for step in range(first, first + steps):
                 runners[place].step(step)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,27 +158,28 @@ def _load(
     extra = {} if explain == "none" else {"explain": explain}
     bodies = [{"user_id": f"user-{user}", "k": K, **extra} for user in range(NUM_USERS)]
     how = {"concurrency": level} if mode == "closed" else {"rate": level}
-    return client(service.port, bodies, folder=prepare.FOLDER / "run", seconds=seconds, warmup_s=warmup_s, **how)
+    load = {"seconds": seconds, "warmup_s": warmup_s, **how}
+    return client(service.port, bodies, load, folder=prepare.FOLDER / "run")
 
 
 def client(
-    port: int, bodies: Sequence[object], *, folder: Path, path: str = "/v1/recommendations", **arguments: float
+    port: int, bodies: Sequence[object], load: Mapping[str, float], *, folder: Path, path: str = "/v1/recommendations"
 ) -> dict[str, Any]:
     """Run the load client, and return its summary.
 
     Args:
         port: Of the server.
         bodies: What is sent, at random.
-        folder: Where to put them.
+        load: The client's arguments, such as `seconds` and `rate`.
+        folder: Where to put the bodies.
         path: Where to send them.
-        **arguments: Of the client, such as `seconds` and `rate`.
     """
     file = folder / "bodies.jsonl"
     file.write_text("\n".join(map(json.dumps, bodies)))
-    command = [sys.executable, CLIENT, "--port", port, "--path", path, "--bodies", file]
-    for name, value in arguments.items():
-        command += [f"--{name.replace('_', '-')}", value]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    command = [sys.executable, str(CLIENT), "--port", str(port), "--path", path, "--bodies", str(file)]
+    for name, value in load.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
 

@@ -74,7 +74,7 @@ def figures_of(trained: TrainedFactors, dataset: Dataset) -> dict[str, float]:
         assert isinstance(model, ServedRanker)
         assert isinstance(model.ranker, PamdUserRanker), "attention to common and specific parts is PAMD's"
         weights_XT = model.ranker.attention(queries_XQ[:, None], trained.served.tables.items_ID[items_X][:, None])
-        weights_XMT = weights_XT.squeeze(1).unflatten(-1, (-1, len(KINDS)))
+        weights_XMT = weights_XT.squeeze(1).reshape(len(items_X), -1, len(KINDS))
     largest_X = weights_XMT.flatten(start_dim=1).argmax(dim=-1) % len(KINDS)
     figures = {"hits": float(len(items_X))}
     figures |= {f"{kind}, largest": float((largest_X == place).float().mean()) for place, kind in enumerate(KINDS)}

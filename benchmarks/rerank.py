@@ -76,7 +76,7 @@ def publish_ranker(versions: ArtifactStore, retriever: str) -> str:
 
 
 def _weights(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
-    return (random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+    return np.asarray(random.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
 
 
 def _spec(manifest: BundleManifest) -> GraphSpec:

@@ -167,7 +167,8 @@ def make_world(path: Path, *, seed: int) -> Dataset:
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return unit
 
 
 if __name__ == "__main__":

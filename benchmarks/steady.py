@@ -93,7 +93,7 @@ def latency(store: Path, folder: Path, *, requests: int) -> list[Line]:
         load.events_in("sqlite", folder) as history,
         server.service(store, history=history, workers=2, log=folder / "service.log") as service,
     ):
-        seen = load.client(service.port, bodies, folder=folder, requests=requests, concurrency=CONNECTIONS)
+        seen = load.client(service.port, bodies, {"requests": requests, "concurrency": CONNECTIONS}, folder=folder)
     first, *_, last = seen["parts"]
     return [
         {

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from index.dataset import Dataset
-from training.config import RunConfig, load_config
+from training.config import ContentRun, load_config
 from training.models import DemureConfig
 from training.trainer import train
 
@@ -62,7 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     dataset = Dataset.open(arguments.data)
-    config = _short(load_config(arguments.config, arguments.overrides), steps=WARMUP_STEPS + arguments.steps)
+    config = load_config(arguments.config, arguments.overrides)
+    assert isinstance(config, ContentRun), "models of learned users have other steps"
+    config = _short(config, steps=WARMUP_STEPS + arguments.steps)
     clock = _run(config, dataset)
     sys.stdout.write(
         f"{arguments.threads} threads: {clock.ms_per_step:.0f} ms a step, {clock.per_second:,.0f} samples/s, "
@@ -77,7 +79,7 @@ def main() -> None:
         sys.stdout.write(f"{row.key}: {row.self_cpu_time_total / total_us:.0%}\n")
 
 
-def _short(config: RunConfig, *, steps: int) -> RunConfig:
+def _short(config: ContentRun, *, steps: int) -> ContentRun:
     """Return the run with so many steps, one validation at its end, and views all along."""
     model = config.model
     if isinstance(model, DemureConfig):
@@ -88,7 +90,7 @@ def _short(config: RunConfig, *, steps: int) -> RunConfig:
     )
 
 
-def _run(config: RunConfig, dataset: Dataset, *, profiler: profile | None = None) -> Clock:
+def _run(config: ContentRun, dataset: Dataset, *, profiler: profile | None = None) -> Clock:
     clock = Clock(batch_size=config.optim.batch_size, profiler=profiler)
     with tempfile.TemporaryDirectory() as folder:
         train(config, dataset, checkpoints=Path(folder), observer=clock)

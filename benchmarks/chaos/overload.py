@@ -33,7 +33,7 @@ def run(ground: Ground) -> Iterator[Finding]:
         bodies = [body for _, body in map(grounds.recommend, range(grounds.NUM_USERS))]
 
         def ask(**arguments: float) -> dict[str, Any]:
-            return load.client(service.port, bodies, folder=ground.folder, warmup_s=0.5, **arguments)
+            return load.client(service.port, bodies, {"warmup_s": 0.5, **arguments}, folder=ground.folder)
 
         full = ask(seconds=ground.seconds, concurrency=IN_FLIGHT * ground.workers)
         rate = full["per_second"]

@@ -86,11 +86,9 @@ def _measure(
                 row[f"{mode} {level}"] = load.client(
                     running.port,
                     running.bodies,
+                    {"seconds": arguments.seconds, "warmup_s": arguments.warmup_s, mode: level},
                     folder=task.folder,
                     path=running.path,
-                    seconds=arguments.seconds,
-                    warmup_s=arguments.warmup_s,
-                    **{mode: level},
                 )
                 sys.stderr.write(f"{peer.name}, {mode} {level}: {row[f'{mode} {level}']['per_second']}/s\n")
     except NotStarted as error:
