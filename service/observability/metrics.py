@@ -11,6 +11,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.recommend.types import Assignment
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -94,6 +96,11 @@ class Metrics:
             histogram = self.stage_seconds.get(stage)
             if histogram is not None:
                 histogram.observe(milliseconds / 1e3)
+
+    def count_arm(self, assignment: Assignment | None) -> None:
+        """Count an answer of an experiment; None is none."""
+        if assignment is not None:
+            self.arms.labels(assignment.experiment, assignment.arm).inc()
 
     def page(self) -> bytes:
         """Return the page that Prometheus reads, for all workers of this service."""
