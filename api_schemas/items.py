@@ -2,6 +2,7 @@
 
 from pydantic import ConfigDict, Field
 
+from api_schemas.aliases import DEFAULT_SCENARIO, Scenario
 from api_schemas.base import Request
 from api_schemas.fields import MAX_K
 from api_schemas.manifest import ModalityName
@@ -11,6 +12,9 @@ class ListQuery(Request):
     """How much to list. Query parameters are texts, so numbers are read from them; unknown ones are refused."""
 
     k: int = Field(default=20, ge=1, le=MAX_K, description="How many items at most.")
+    scenario: Scenario = Field(
+        default=DEFAULT_SCENARIO, description="The alias whose version answers; see `/v1/aliases`."
+    )
 
 
 class SimilarQuery(ListQuery):

@@ -240,6 +240,9 @@ class Answer(TypedDict):
         list[str],
         Field(description="What is missing and why, such as `rerank_late`; empty when all is well."),
     ]
+    experiment: NotRequired[
+        Annotated[Experiment, Field(description="Where the scenario is an experiment: which arm answered.")]
+    ]
     took_ms: float
 
 
@@ -265,9 +268,6 @@ class UserAnswer(Answer):
             description="known: a usable history, or a user of whom the model has learned a vector; cold: an id "
             "without either; anonymous: no id."
         ),
-    ]
-    experiment: NotRequired[
-        Annotated[Experiment, Field(description="Where the scenario is an experiment: which arm answered.")]
     ]
     events_used: Annotated[int, Field(description="Past items that were encoded.")]
     unknown_item_ids: Annotated[list[str], Field(description="Ids that the catalogue does not know and could not use.")]

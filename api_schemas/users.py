@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from api_schemas.aliases import DEFAULT_SCENARIO, Scenario
 from api_schemas.base import Request
 from api_schemas.fields import MAX_TIMEOUT_MS, Body, ExternalId
 from api_schemas.manifest import ExplanationMethod
@@ -83,6 +84,10 @@ class InterestsQuery(Request):
     )
     limit: int = Field(default=12, ge=1, le=MAX_WINDOWS, description="So many of the latest windows.")
     method: ExplanationMethod | None = Field(default=None, description="By default the model's own.")
+    scenario: Scenario = Field(
+        default=DEFAULT_SCENARIO,
+        description="The alias whose version answers, as it does for the user's recommendations; see `/v1/aliases`.",
+    )
     timeout_ms: int | None = Field(
         default=None, ge=1, le=MAX_TIMEOUT_MS, description="Answer in this time or with 504; the service may ask less."
     )

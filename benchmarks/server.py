@@ -102,7 +102,7 @@ class Service:
 
     def worker_ids(self) -> list[int]:
         """Return the ids of the processes that answer."""
-        return self.process_ids()[1:] or [self.process.pid]
+        return self.process_ids()[2:] or [self.process.pid]  # with several, after a supervisor and a fork server
 
     def num_descriptors(self) -> int:
         """Return how many files and sockets its processes have open."""

@@ -17,7 +17,7 @@ from benchmarks import load, machine, prepare, server
 
 MOST_READY_S = {100_000: 3.0, 1_000_000: 10.0}
 MOST_OF_THE_FIRST = 0.2
-"""A second worker shares the loaded arrays, so it may take this part of what the first one takes."""
+"""A further worker shares what was loaded, so it may take this part of what one alone takes."""
 MOST_SLOWER = 1.1
 CONNECTIONS = 8
 
@@ -51,24 +51,27 @@ def main() -> int:
 
 
 def ready_and_memory(store: Path, folder: Path, *, num_items: int) -> list[Line]:
-    """Start one worker, then two, and look at the time that takes and the memory that is added."""
+    """Start one worker, then two and three, and look at the time that takes and the memory that is added.
+
+    With several there are a supervisor and the process that workers are forked from, which share their pages: it is the
+    third worker that says what one more costs.
+    """
     memory_mib: list[float] = []
     ready_s = 0.0
-    for workers in (1, 2):
+    for workers in (1, 2, 3):
         with load.events_in("sqlite", folder) as history:
             service = server.launch(store, history=history, workers=workers, log=folder / "service.log")
             try:
                 took_s = service.wait_until_ready()
-                for number in range(200):  # so that both have touched what answering touches
+                for number in range(300):  # so that all have touched what answering touches
                     service.post("/v1/recommendations", {"history": [{"item_id": prepare.item_id(number)}]})
-                answering = service.memory_mib()[-workers:]
-                memory_mib.append(sum(row["pss_mib"] for row in answering))
+                memory_mib.append(sum(row["pss_mib"] for row in service.memory_mib()))
             finally:
                 service.stop()
         ready_s = max(ready_s, took_s)
     aim_s = MOST_READY_S.get(num_items, max(MOST_READY_S.values()))
-    one, both = memory_mib
-    share = (both - one) / one
+    one, two, three = memory_mib
+    share = (three - two) / one
     return [
         {
             "asked": f"{num_items:,} items: ready within {aim_s:g} s of the start",
@@ -76,8 +79,8 @@ def ready_and_memory(store: Path, folder: Path, *, num_items: int) -> list[Line]
             "holds": ready_s <= aim_s,
         },
         {
-            "asked": f"{num_items:,} items: a second worker adds less than {MOST_OF_THE_FIRST:.0%} of the first (PSS)",
-            "seen": f"{share:.0%}: {one:.0f} MiB by one, {both:.0f} MiB by two",
+            "asked": f"{num_items:,} items: one more worker adds less than {MOST_OF_THE_FIRST:.0%} of one alone (PSS)",
+            "seen": f"{share:.0%}: {one:.0f} MiB by one, {two:.0f} by two, {three:.0f} by three, all processes",
             "holds": share < MOST_OF_THE_FIRST,
         },
     ]

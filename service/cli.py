@@ -5,6 +5,7 @@ import json
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -13,6 +14,7 @@ import typer
 
 from index.store import ArtefactError, ArtifactStore
 from service.api.keys import SCOPES, new_key
+from service.fork_server import ForkServer
 from service.item_records import export_items, trim_items
 from service.main import Drain, ItemStore, create_app, open_access, open_items, open_store
 from service.observability.logging import SETTING_IGNORED, configure
@@ -28,6 +30,7 @@ from service.settings import (
     unknown_variables,
 )
 from service.supervisor import Supervisor
+from service.worker import work
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -70,21 +73,34 @@ def serve(
         structlog.get_logger().warning(SETTING_IGNORED, variable=name)
     if settings.auth.keys_file is None:
         _say("No API keys: only clients on this machine are served (see 'prismrec-serve new-key --help').")
+    raise typer.Exit(_run_alone(settings) if settings.workers == 1 else _run_workers(settings))
+
+
+def _run_alone(settings: ServiceSettings) -> int:
+    listener = _listen(settings)
+    return run(SingleServer(settings, on_ready=partial(_announce, settings, listener)), sockets=[listener])
+
+
+def _run_workers(settings: ServiceSettings) -> int:
+    create_app(settings)  # for practice: what libraries make for it and keep, all workers then have
+    # Before there is a port, which would stay open as long as any process that has inherited it.
+    with ForkServer(partial(work, settings)) as fork_server:
+        listener = _listen(settings)
+        on_ready = partial(_announce, settings, listener)
+        return asyncio.run(Supervisor(settings, listener=listener, fork_server=fork_server, on_ready=on_ready).run())
+
+
+def _listen(settings: ServiceSettings) -> socket.socket:
     try:
-        listener = listen(settings.host, settings.port)
+        return listen(settings.host, settings.port)
     except OSError as error:
         _end(f"{settings.host}:{settings.port}: {error.strerror or error}", code=FAILED)
 
-    def announce() -> None:
-        noun = "process" if settings.workers == 1 else "processes"
-        typer.echo(f"Prismrec answers at {address_of(listener)} ({settings.workers} {noun})")
-        sys.stdout.flush()
 
-    if settings.workers > 1:
-        code = asyncio.run(Supervisor(settings, listener=listener, on_ready=announce).run())
-    else:
-        code = run(SingleServer(settings, on_ready=announce), sockets=[listener])
-    raise typer.Exit(code)
+def _announce(settings: ServiceSettings, listener: socket.socket) -> None:
+    noun = "process" if settings.workers == 1 else "processes"
+    typer.echo(f"Prismrec answers at {address_of(listener)} ({settings.workers} {noun})")
+    sys.stdout.flush()
 
 
 @app.command("new-key")

@@ -2,6 +2,9 @@
 
 To the worker: `CONNECTION` with a file descriptor, `DRAIN`, `STOP`. To the supervisor: `READY` once, then `ADOPTED` and
 a number whenever so many connections have been taken, `DONE` and a number whenever so many have ended.
+
+The fork server is sent the number of a worker, a note and the worker's end of such a socket; it says `FORKED` and
+`ENDED`, each with that number and one more, the process id and the exit code.
 """
 
 import socket
@@ -12,8 +15,10 @@ STOP = b"s"
 READY = b"r"
 ADOPTED = b"a"
 DONE = b"n"
+FORKED = b"f"
+ENDED = b"e"
 
-_MESSAGE_BYTES = 64
+_MESSAGE_BYTES = 4_096
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -44,6 +44,7 @@ from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
 from service.runtime.executor import Executor
 from service.runtime.live import LiveCatalogue
+from service.runtime.memory import give_back_memory
 from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
 from service.runtime.scenarios import ScenarioReloader
@@ -224,6 +225,7 @@ class Composition:
             num_candidates=self._settings.compute.rerank_candidates,
         )
         live.prepare(servable)
+        give_back_memory()
         return servable
 
     def _swapped(self, registry: ServableRegistry) -> None:

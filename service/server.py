@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.main import Drain
 from service.observability.logging import DRAIN_BEGUN
+from service.runtime.memory import give_back_memory
 from service.settings import HttpSettings
 
 BACKLOG = 2_048
@@ -83,6 +84,7 @@ class GracefulServer(uvicorn.Server):
         """Start, and take what has been loaded out of the garbage collector's sight: it stays for long."""
         await super().startup(sockets=sockets)
         gc.collect()
+        give_back_memory()
         gc.freeze()
 
     async def on_tick(self, counter: int) -> bool:

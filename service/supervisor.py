@@ -12,19 +12,19 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import structlog
 
 from service import control
-from service.observability.logging import DRAIN_BEGUN, WORKER_DIED, WORKER_STARTED
+from service.fork_server import Forked, ForkServer
+from service.observability.logging import DRAIN_BEGUN, FORK_SERVER_DIED, WORKER_DIED, WORKER_STARTED
 from service.observability.metrics import forget_worker
 from service.settings import ServiceSettings
 
@@ -36,7 +36,6 @@ STEADY_S = 60.0
 KILL_AFTER_S = 5.0
 """Beyond the time that requests in flight get."""
 
-_COMMAND = (sys.executable, "-m", "service.worker")
 _log = structlog.get_logger()
 
 
@@ -44,10 +43,15 @@ _log = structlog.get_logger()
 class _Worker:
     """One process and what is known of it."""
 
-    process: "subprocess.Popen[bytes]"
+    number: int
+    """Under which the fork server knows it."""
     channel: socket.socket
     started_at: float
+    pid: int | None = None
+    """None: it is not there yet."""
     ready: bool = False
+    lost: bool = False
+    """Its channel has been closed."""
     connections: int = 0
     """Handed over and not yet ended."""
     untaken: deque[socket.socket] = field(default_factory=deque)
@@ -62,19 +66,24 @@ class Supervisor:
         settings: ServiceSettings,
         *,
         listener: socket.socket,
+        fork_server: ForkServer,
         on_ready: Callable[[], None],
-        command: tuple[str, ...] = _COMMAND,
     ) -> None:
         self._settings = settings
         self._listener = listener
+        self._fork_server = fork_server
         self._on_ready = on_ready
-        self._command = command
-        self._workers: list[_Worker] = []
+        self._numbers = count()
+        self._workers: dict[int, _Worker] = {}
+        """All that have not ended, by number."""
         self._waiting: deque[socket.socket] = deque()
         """Accepted, and with no worker to serve them: the one that they were given to has died."""
         self._metrics_folder = Path()
         self._num_missing = 0
         """Workers that died before the service was ready."""
+        self._signalled = asyncio.Event()
+        """It is time to end."""
+        self._failed = False
         self._up = False
         self._ending = False
         self._accepting = False
@@ -83,40 +92,41 @@ class Supervisor:
         """Set whenever a worker becomes ready or has ended."""
 
     async def run(self) -> int:
-        """Serve until a signal; return the exit code, 1 when no worker could be started."""
+        """Serve until a signal; return the exit code, 1 when no worker could be started or no more can be."""
         loop = asyncio.get_running_loop()
-        signalled = asyncio.Event()
         hurried = asyncio.Event()
 
         def on_signal() -> None:
-            (hurried if signalled.is_set() else signalled).set()
+            (hurried if self._signalled.is_set() else self._signalled).set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        loop.add_reader(self._fork_server.channel, self._hear_fork_server)
         try:
             with tempfile.TemporaryDirectory(prefix="prismrec-metrics-") as folder:
                 self._metrics_folder = Path(folder)
                 for _ in range(self._settings.workers):
                     self._start()
-                started = await self._start_up(signalled)
+                started = await self._start_up()
                 if started:
-                    await signalled.wait()
+                    await self._signalled.wait()
                 await self._wind_down(hurried)
         finally:
+            loop.remove_reader(self._fork_server.channel)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
-        return 0 if started or signalled.is_set() else 1
+        return 0 if self._signalled.is_set() and not self._failed else 1
 
-    async def _start_up(self, signalled: asyncio.Event) -> bool:
+    async def _start_up(self) -> bool:
         """Wait until every worker is ready or dead; return whether one is ready."""
-        waiting = asyncio.create_task(signalled.wait())
-        while not signalled.is_set() and any(not worker.ready for worker in self._workers):
+        waiting = asyncio.create_task(self._signalled.wait())
+        while not self._signalled.is_set() and any(not worker.ready for worker in self._workers.values()):
             self._changed.clear()
             change = asyncio.create_task(self._changed.wait())
             await asyncio.wait({waiting, change}, return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
         waiting.cancel()
-        if signalled.is_set() or not self._workers:
+        if self._signalled.is_set() or not self._workers:
             return False
         self._up = True
         # Not before: what connects while one worker is ready would all be its own for as long as it is kept open.
@@ -143,30 +153,22 @@ class Supervisor:
                 while self._workers:
                     self._changed.clear()
                     await self._changed.wait()
-        for worker in self._workers:
-            worker.process.kill()
-            worker.process.wait()
+        for worker in self._workers.values():
+            if worker.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
         for connection in self._waiting:
             connection.close()
 
     # --- workers ---
 
     def _start(self) -> None:
+        number = next(self._numbers)
         ours, theirs = control.pair()
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*self._command, str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_folder)},
-        )
-        theirs.close()
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(self._settings.model_dump_json().encode())
-        worker = _Worker(process, ours, time.monotonic())
-        self._workers.append(worker)
+        worker = self._workers[number] = _Worker(number, ours, time.monotonic())
         asyncio.get_running_loop().add_reader(ours, self._hear, worker)
-        _log.info(WORKER_STARTED, pid=process.pid)
+        with theirs, contextlib.suppress(ConnectionError):  # the fork server is gone, and we hear of it next
+            self._fork_server.fork(number, end=theirs, note=str(self._metrics_folder))
 
     def _start_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -174,15 +176,42 @@ class Supervisor:
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 
     def _tell(self, message: bytes) -> None:
-        for worker in self._workers:
-            try:
+        for worker in self._workers.values():
+            with contextlib.suppress(OSError):  # it is gone, or has not read for long and will be killed
                 worker.channel.send(message)
-            except OSError:
-                worker.process.terminate()  # it has not read for long, or is gone
+
+    def _hear_fork_server(self) -> None:
+        """Take in which workers have come and gone."""
+        while True:
+            try:
+                happened = self._fork_server.hear()
+            except BlockingIOError:
+                return
+            if happened is None:
+                asyncio.get_running_loop().remove_reader(self._fork_server.channel)
+                self._lose_fork_server()
+                return
+            worker = self._workers[happened.number]
+            if isinstance(happened, Forked):
+                worker.pid = happened.pid
+                _log.info(WORKER_STARTED, pid=worker.pid)
+            else:
+                self._hear(worker)  # the last that it has said, connections taken among it
+                self._bury(worker, happened.exit_code)
+
+    def _lose_fork_server(self) -> None:
+        """End: those who are there finish their work, but whoever dies from now on could not be replaced."""
+        _log.critical(FORK_SERVER_DIED)
+        self._failed = True
+        self._signalled.set()
+        for worker in list(self._workers.values()):
+            self._hear(worker)
+            if worker.lost and worker.number in self._workers:
+                self._bury(worker, None)
 
     def _hear(self, worker: _Worker) -> None:
         """Take in all that a worker has said."""
-        while True:
+        while not worker.lost:
             try:
                 received = control.receive(worker.channel)
             except BlockingIOError:
@@ -205,25 +234,25 @@ class Supervisor:
 
     def _lose(self, worker: _Worker) -> None:
         """A worker has closed its end: it has ended, or does so now."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(worker.channel)
+        asyncio.get_running_loop().remove_reader(worker.channel)
         worker.channel.close()
-        worker.ready = False
+        worker.ready, worker.lost = False, True
         self._waiting += worker.untaken
         worker.untaken.clear()
         self._hand_over_waiting()
-        if not any(other.ready for other in self._workers):
+        if not any(other.ready for other in self._workers.values()):
             self._stop_accepting()  # the kernel keeps new connections until there is somebody to serve them
-        waiting = loop.run_in_executor(None, worker.process.wait)
-        waiting.add_done_callback(lambda done: self._bury(worker, done.result()))
+        if self._failed:
+            self._bury(worker, None)  # there is nobody to say that it has ended
 
-    def _bury(self, worker: _Worker, exit_code: int) -> None:
-        self._workers.remove(worker)
-        forget_worker(worker.process.pid, self._metrics_folder)
+    def _bury(self, worker: _Worker, exit_code: int | None) -> None:
+        del self._workers[worker.number]
         self._changed.set()
+        if worker.pid is not None:
+            forget_worker(worker.pid, self._metrics_folder)
         if self._ending:
             return
-        _log.error(WORKER_DIED, pid=worker.process.pid, exit_code=exit_code, num_connections=worker.connections)
+        _log.error(WORKER_DIED, pid=worker.pid, exit_code=exit_code, num_connections=worker.connections)
         if not self._up:
             self._num_missing += 1
             return
@@ -245,7 +274,7 @@ class Supervisor:
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_AT_ONCE):
-            if not any(worker.ready for worker in self._workers):
+            if not any(worker.ready for worker in self._workers.values()):
                 return
             try:
                 connection, _ = self._listener.accept()
@@ -262,7 +291,7 @@ class Supervisor:
 
     def _hand_over(self, connection: socket.socket) -> bool:
         """Give a connection to the ready worker that has the fewest; return whether one takes it."""
-        for worker in sorted((w for w in self._workers if w.ready), key=lambda w: w.connections):
+        for worker in sorted((w for w in self._workers.values() if w.ready), key=lambda w: w.connections):
             try:
                 control.pass_on(worker.channel, connection)
             except OSError:

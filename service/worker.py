@@ -1,21 +1,21 @@
 """One of several processes that answer: it gets its connections from the supervisor, not from a port.
 
-Started as `python -m service.worker FD`, with the settings as JSON on standard input. When the supervisor is gone, the
-socket `FD` says so, and the worker drains and ends too: nobody would send it connections any more.
+Forked by `service.fork_server` for the supervisor, with one end of a channel to it. When the supervisor is gone, the
+channel says so, and the worker drains and ends too: nobody would send it connections any more.
 """
 
 import asyncio
 import contextlib
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import control
 from service.main import Drain, create_app
-from service.observability.logging import configure
+from service.observability.metrics import share_metrics
 from service.server import GracefulServer, run
 from service.settings import ServiceSettings
 
@@ -135,13 +135,13 @@ def _reporting(ended: Callable[[], None]) -> type[HttpToolsProtocol]:
     return Reporting
 
 
-def main() -> int:
-    """Serve until the supervisor says stop; return the exit code."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    settings = ServiceSettings.model_validate_json(sys.stdin.buffer.read())
-    configure(level=settings.log.level, style=settings.log.format)
+def work(settings: ServiceSettings, channel: socket.socket, metrics_folder: str) -> int:
+    """Serve until the supervisor says stop; return the exit code.
+
+    Args:
+        settings: All of them.
+        channel: To the supervisor.
+        metrics_folder: Where all workers keep their metrics.
+    """
+    share_metrics(Path(metrics_folder))
     return run(WorkerServer(settings, channel=channel), sockets=[])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

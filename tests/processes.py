@@ -145,13 +145,26 @@ class Service:
         """Return the JSON lines of the log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
+    def fork_server(self) -> int:
+        """Return the process from which all workers are forked."""
+        assert self.process is not None
+        (pid,) = _children_of(self.process.pid)
+        return pid
+
     def children(self) -> list[int]:
         """Return the worker processes."""
-        assert self.process is not None
-        listing = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], check=True, capture_output=True, text=True
-        )
-        return [int(pid) for pid in re.findall(r"\d+", listing.stdout)]
+        return _children_of(self.fork_server())
+
+
+def _children_of(pid: int) -> list[int]:
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], check=False, capture_output=True, text=True)
+    return [int(pid) for pid in re.findall(r"\d+", listing.stdout)]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process, which may be none of ours, has not ended yet."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 async def until(condition: Callable[[], bool], *, what: str, timeout_s: float = 30.0) -> None:

@@ -59,7 +59,7 @@ def make_app(
     # the first routes are found first: what is called most comes first
     app.router.routes += recommendation_routes(parts, border, metrics)
     app.router.routes += event_routes(parts, border, metrics, max_future_s=max_future_s)
-    app.include_router(item_routes(parts, border))
+    app.include_router(item_routes(parts, border, metrics))
     app.include_router(bulk_routes(parts, border))
     app.router.routes += catalogue_routes(parts, border)  # after `/similar`, which an item's path would swallow
     app.include_router(user_routes(parts, border))

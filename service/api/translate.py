@@ -67,7 +67,7 @@ def recommendation_answer(slate: Slate, *, level: core.ExplainLevel, took_ms: fl
         "took_ms": round(took_ms, 3),
     }
     if slate.assignment is not None:
-        answer["experiment"] = _experiment(slate.assignment)
+        answer["experiment"] = experiment(slate.assignment)
     if slate.explanation is not None:
         answer["modality_interest"] = modality_shares(slate.explanation.modality_interest)
     return answer
@@ -94,7 +94,7 @@ def explanation_answer(
         "took_ms": round(took_ms, 3),
     }
     if slate.assignment is not None:
-        answer["experiment"] = _experiment(slate.assignment)
+        answer["experiment"] = experiment(slate.assignment)
     return answer
 
 
@@ -107,7 +107,7 @@ def what_if_query(body: WhatIfRequest, *, unit: str) -> Query:
 
 def what_if_answer(found: WhatIf, *, took_ms: float) -> WhatIfAnswer:
     """Return the answer of `POST /v1/what-if`."""
-    return {
+    answer: WhatIfAnswer = {
         "before": _compared(found.before),
         "after": _compared(found.after),
         "changes": [
@@ -128,6 +128,9 @@ def what_if_answer(found: WhatIf, *, took_ms: float) -> WhatIfAnswer:
         "degraded": list(dict.fromkeys((*found.before.degraded, *found.after.degraded))),
         "took_ms": round(took_ms, 3),
     }
+    if found.before.assignment is not None:
+        answer["experiment"] = experiment(found.before.assignment)
+    return answer
 
 
 def _compared(slate: Slate) -> ComparedSlate:
@@ -141,13 +144,16 @@ def _compared(slate: Slate) -> ComparedSlate:
 
 def items_answer(listing: core.Listing, *, took_ms: float) -> wire.ItemsAnswer:
     """Return the answer of the endpoints that list items without a user."""
-    return {
+    answer: wire.ItemsAnswer = {
         "items": [_line(item) for item in listing.items],
         "model": model_version(listing.version),
         "index": index_version(listing.version),
         "degraded": list(listing.degraded),
         "took_ms": round(took_ms, 3),
     }
+    if listing.assignment is not None:
+        answer["experiment"] = experiment(listing.assignment)
+    return answer
 
 
 def model_answer(card: core.ModelCard) -> ModelModalities:
@@ -217,7 +223,8 @@ def _filter_of(body: wire.Filter) -> core.Filter:
     )
 
 
-def _experiment(assignment: core.Assignment) -> wire.Experiment:
+def experiment(assignment: core.Assignment) -> wire.Experiment:
+    """Return which arm of which experiment answered."""
     return {"name": assignment.experiment, "arm": assignment.arm}
 
 

@@ -28,6 +28,7 @@ KEYS_MISSED = "keys_missed"
 SETTING_IGNORED = "setting_ignored"
 WORKER_STARTED = "worker_started"
 WORKER_DIED = "worker_died"
+FORK_SERVER_DIED = "fork_server_died"
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Set for the time of a request; every line logged meanwhile carries it."""

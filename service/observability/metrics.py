@@ -1,20 +1,24 @@
 """Every metric of the service, declared here and nowhere else; docs/metrics.md says what each is for.
 
-With several workers prometheus_client's multiprocess mode adds the workers up: the supervisor gives each of them
-`PROMETHEUS_MULTIPROC_DIR`, and whichever worker is asked answers for all.
+With several workers prometheus_client's multiprocess mode adds the workers up: each of them keeps its numbers in one
+folder (`share_metrics`), and whichever worker is asked answers for all.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.recommend.types import Assignment
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 STAGES = ("store", "encode", "search", "rerank", "explain")
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""What prometheus_client calls it."""
 
 
 class Metrics:
@@ -93,9 +97,14 @@ class Metrics:
             if histogram is not None:
                 histogram.observe(milliseconds / 1e3)
 
+    def count_arm(self, assignment: Assignment | None) -> None:
+        """Count an answer of an experiment; None is none."""
+        if assignment is not None:
+            self.arms.labels(assignment.experiment, assignment.arm).inc()
+
     def page(self) -> bytes:
         """Return the page that Prometheus reads, for all workers of this service."""
-        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        folder = os.environ.get(_FOLDER)
         if folder is None:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
@@ -114,6 +123,13 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, mode: str) -> Gauge:
         return Gauge(name, text, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]  # a literal
+
+
+def share_metrics(folder: Path) -> None:
+    """Keep what is counted from now on in a folder, beside that of other workers; before any `Metrics` of a process."""
+    os.environ[_FOLDER] = str(folder)
+    # The library looks at the environment when it is imported, which was in another process, before there was a folder.
+    values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # the library has no types here
 
 
 def forget_worker(pid: int, folder: Path) -> None:

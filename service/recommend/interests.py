@@ -4,7 +4,7 @@ import asyncio
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -22,8 +22,17 @@ from service.recommend.listing import held
 from service.recommend.ports import HistoryStore, StoredHistory
 from service.recommend.recommender import RERANK_FAILED
 from service.recommend.rerank import Reranking, rerank
-from service.recommend.servable import Servable, ServableSource
-from service.recommend.types import Explanation, Method, ModalityShare, Query, ServedVersion, Subject
+from service.recommend.servable import CURRENT, Servable, ServableSource
+from service.recommend.types import (
+    DEFAULT_SCENARIO,
+    Assignment,
+    Explanation,
+    Method,
+    ModalityShare,
+    Query,
+    ServedVersion,
+    Subject,
+)
 
 FIRST_MONDAY_S = 4 * 86_400
 """The epoch was a Thursday; counted from here, windows of weeks begin on Mondays."""
@@ -69,6 +78,8 @@ class Interests:
     """Of the latest window with shares: measured for its model and method at release."""
     caveats: tuple[str, ...] = ()
     degraded: tuple[str, ...] = ()
+    assignment: Assignment | None = None
+    """None: the scenario is no experiment."""
 
 
 class InterestTimeline:
@@ -91,7 +102,14 @@ class InterestTimeline:
         self._admission = admission
 
     async def of(
-        self, subject: Subject, *, window_s: int, limit: int, method: Method | None = None, deadline: Deadline
+        self,
+        subject: Subject,
+        *,
+        window_s: int,
+        limit: int,
+        method: Method | None = None,
+        scenario: str = DEFAULT_SCENARIO,
+        deadline: Deadline,
     ) -> Interests:
         """Return the latest `limit` windows of what recommendations read of a subject's history.
 
@@ -99,21 +117,24 @@ class InterestTimeline:
 
         Raises:
             InvalidQuery: The loaded version does not offer the method.
+            ScenarioNotFound: There is no such scenario.
             NoServable: No version is loaded.
             Overloaded: Too many requests are in flight.
             StoreUnavailable: The history can not be read; without it there is nothing to say.
             DeadlineExceeded: The time is up.
         """
-        query = Query(subject=subject, explain="summary", method=method)
-        with self._admission, self._servables.acquire() as servable:
+        query = Query(subject=subject, explain="summary", method=method, scenario=scenario)
+        choice = CURRENT if scenario == DEFAULT_SCENARIO else self._servables.choose(query)
+        with self._admission, self._servables.acquire(choice) as servable:
             check_query(query, servable)
             stored = await self._stored(subject, deadline)
             windows = windows_of(stored.occurred_at, window_s=window_s, limit=limit)
             if not windows:
-                return Interests((), servable.version)
+                return Interests((), servable.version, assignment=choice.assignment)
             view = servable if self._catalogue is None else self._catalogue.latest(servable)
             work = partial(_interests, view, query, stored, windows, deadline)
-            return await self._compute.alone(partial(held, servable, work), deadline=deadline)
+            found = await self._compute.alone(partial(held, servable, work), deadline=deadline)
+            return replace(found, assignment=choice.assignment)
 
     async def _stored(self, subject: Subject, deadline: Deadline) -> StoredHistory:
         deadline.check()

@@ -242,9 +242,10 @@ class Recommender:
         async def slate(job: Job) -> Slate:
             missing, times_ms = list(degraded), dict(timings_ms)
             answer = await self._rerank(job, await self._answer(job), missing, times_ms)
-            return slate_of(servable, answer, missing, times_ms, None)
+            return slate_of(servable, answer, missing, times_ms, None, assignment=choice.assignment)
 
-        with self._admission, self._servables.acquire(self._choose(query)) as servable:
+        choice = self._choose(query)
+        with self._admission, self._servables.acquire(choice) as servable:
             altered, degraded, timings_ms = await self._inputs.job(servable, query, deadline)
             whole = replace(altered, query=replace(altered.query, without=None))
             return compare(*await asyncio.gather(slate(whole), slate(altered)))
@@ -256,18 +257,24 @@ class Recommender:
         k: int,
         modality: str | None = None,
         restriction: Filter = _ANY,
+        scenario: str = DEFAULT_SCENARIO,
+        unit: str = "",
         deadline: Deadline,
     ) -> Listing:
         """Return what is most like an item, by its fused vector or by one part of it; never the item itself.
 
+        Where the scenario is an experiment, `unit` draws the arm.
+
         Raises:
             ItemNotFound: The catalogue has no such item.
+            ScenarioNotFound: There is no such scenario.
             InvalidQuery: The model has no such modality.
             NoServable: No version is loaded.
             Overloaded: Too many requests are in flight.
             DeadlineExceeded: The time is up.
         """
-        with self._admission, self._servables.acquire() as servable:
+        choice = self._choose(Query(scenario=scenario, unit=unit))
+        with self._admission, self._servables.acquire(choice) as servable:
             view, degraded = await self._inputs.view(servable, None, deadline)
             if modality is not None and modality not in servable.parts:
                 known = ", ".join(servable.parts)
@@ -275,22 +282,32 @@ class Recommender:
             started = time.perf_counter()
             work = partial(similar_listing, view, item_id, k=k, modality=modality, restriction=restriction)
             items = await self._compute.alone(partial(held, view, work), deadline=deadline)
-            return Listing(items, servable.version, {"search": since_ms(started)}, degraded)
+            return Listing(items, servable.version, {"search": since_ms(started)}, degraded, choice.assignment)
 
-    async def popular(self, *, k: int, restriction: Filter = _ANY, deadline: Deadline) -> Listing:
-        """Return what is most popular in the catalogue.
+    async def popular(
+        self,
+        *,
+        k: int,
+        restriction: Filter = _ANY,
+        scenario: str = DEFAULT_SCENARIO,
+        unit: str = "",
+        deadline: Deadline,
+    ) -> Listing:
+        """Return what is most popular in the catalogue; `scenario` and `unit` as for `similar`.
 
         Raises:
+            ScenarioNotFound: There is no such scenario.
             NoServable: No version is loaded.
             Overloaded: Too many requests are in flight.
             DeadlineExceeded: The time is up.
         """
-        with self._admission, self._servables.acquire() as servable:
+        choice = self._choose(Query(scenario=scenario, unit=unit))
+        with self._admission, self._servables.acquire(choice) as servable:
             view, degraded = await self._inputs.view(servable, None, deadline)
             started = time.perf_counter()
             work = partial(popular_listing, view, k=k, restriction=restriction)
             items = await self._compute.alone(partial(held, view, work), deadline=deadline)
-            return Listing(items, servable.version, {"search": since_ms(started)}, degraded)
+            return Listing(items, servable.version, {"search": since_ms(started)}, degraded, choice.assignment)
 
     def model(self, name: str) -> ModelCard:
         """Return what a loaded model says of itself, by the name of its family or its version.

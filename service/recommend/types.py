@@ -250,7 +250,8 @@ class Listing:
     version: ServedVersion
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
-    """As of a slate."""
+    assignment: Assignment | None = None
+    """Both as of a slate."""
 
 
 Figures = Mapping[str, float | int | str | None]

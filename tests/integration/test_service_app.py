@@ -261,6 +261,11 @@ async def test_a_scenario_is_set_up_answers_and_is_taken_down_while_the_service_
         assert answer["experiment"]["name"] == "blue"
         assert answer["index"]["version"] == toy_store.snapshot
         assert (await client.get("/version")).json()["scenarios"] == {"home": [toy_store.snapshot] * 2}
+        of_ann = (await client.get("/v1/users/ann/interests", params={"scenario": "home"})).json()
+        assert of_ann["experiment"] == answer["experiment"], "the arm hangs on the user"
+        for path in ("/v1/popular", f"/v1/items/{answer['items'][0]['item_id']}/similar"):
+            assert (await client.get(path, params={"scenario": "home"})).json()["experiment"]["name"] == "blue"
+            assert_problem(await client.get(path, params={"scenario": "away"}), "not-found")
         ready = (await client.get("/readyz")).json()
         assert ready["checks"]["scenarios"]["status"] == "ok"
 

@@ -12,7 +12,7 @@ from api_schemas.users import InterestsAnswer, InterestsQuery, InterestWindow
 from service.api.parts import PartsSource
 from service.api.routes.users import UserId
 from service.api.routing import PROBLEM_RESPONSES, Border, SegmentRoute, secured, trace_of
-from service.api.translate import index_version, modality_shares, model_version
+from service.api.translate import experiment, index_version, modality_shares, model_version
 from service.observability.metrics import Metrics
 from service.recommend.errors import InvalidQuery
 from service.recommend.interests import Interests, WindowInterest
@@ -46,19 +46,21 @@ def interest_routes(parts: PartsSource, border: Border, metrics: Metrics) -> API
                 window_s=int(query.window[:-1]) * _UNITS_S[query.window[-1]],
                 limit=query.limit,
                 method=query.method,
+                scenario=query.scenario,
                 deadline=border.deadline(query.timeout_ms),
             )
         except InvalidQuery as error:  # the core names fields as in a body; here they are in the query
             raise InvalidQuery(f"?{error.pointer.removeprefix('/')}", error.detail) from None
         for reason in found.degraded:
             metrics.degraded.labels(reason).inc()
+        metrics.count_arm(found.assignment)
         return Response(to_json(_answer(found, took_ms=trace.took_ms())), media_type="application/json")
 
     return router
 
 
 def _answer(found: Interests, *, took_ms: float) -> InterestsAnswer:
-    return {
+    answer: InterestsAnswer = {
         "windows": [_window(one) for one in found.windows],
         "faithfulness": dict(found.faithfulness),
         "caveats": list(found.caveats),
@@ -68,6 +70,9 @@ def _answer(found: Interests, *, took_ms: float) -> InterestsAnswer:
         "degraded": list(found.degraded),
         "took_ms": round(took_ms, 3),
     }
+    if found.assignment is not None:
+        answer["experiment"] = experiment(found.assignment)
+    return answer
 
 
 def _window(one: WindowInterest) -> InterestWindow:

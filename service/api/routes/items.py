@@ -11,15 +11,21 @@ from api_schemas.fields import ExternalId
 from api_schemas.items import ListQuery, SimilarQuery
 from api_schemas.recommend import ItemsAnswer
 from service.api.parts import PartsSource
-from service.api.routing import PROBLEM_RESPONSES, Border, secured, trace_of
+from service.api.routing import PROBLEM_RESPONSES, Border, Trace, secured, trace_of
 from service.api.translate import items_answer
+from service.observability.metrics import Metrics
 from service.recommend.errors import InvalidQuery
-from service.recommend.types import ItemId
+from service.recommend.types import ItemId, Listing
 
 
-def item_routes(parts: PartsSource, border: Border) -> APIRouter:
+def item_routes(parts: PartsSource, border: Border, metrics: Metrics) -> APIRouter:
     """Return the two endpoints."""
     router = APIRouter(tags=["serving"], responses=PROBLEM_RESPONSES)
+
+    def answer(listing: Listing, trace: Trace) -> Response:
+        trace.timings_ms = listing.timings_ms
+        metrics.count_arm(listing.assignment)
+        return Response(to_json(items_answer(listing, took_ms=trace.took_ms())), media_type="application/json")
 
     @router.get(
         "/v1/items/{item_id:path}/similar",
@@ -34,14 +40,19 @@ def item_routes(parts: PartsSource, border: Border) -> APIRouter:
         query: Annotated[SimilarQuery, Query()],
     ) -> Response:
         """List what is most like an item, by everything that is known of it or by one modality."""
+        trace = trace_of(request)
         try:
             listing = await parts().recommender.similar(
-                ItemId(item_id), k=query.k, modality=query.modality, deadline=border.deadline(None)
+                ItemId(item_id),
+                k=query.k,
+                modality=query.modality,
+                scenario=query.scenario,
+                unit=trace.request_id,
+                deadline=border.deadline(None),
             )
         except InvalidQuery as error:  # the core names fields as in a body; here they are in the query
             raise InvalidQuery(f"?{error.pointer.removeprefix('/')}", error.detail) from None
-        trace_of(request).timings_ms = listing.timings_ms
-        return _json(items_answer(listing, took_ms=trace_of(request).took_ms()))
+        return answer(listing, trace)
 
     @router.get(
         "/v1/popular",
@@ -52,12 +63,10 @@ def item_routes(parts: PartsSource, border: Border) -> APIRouter:
     )
     async def popular(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
         """List what is most popular: the answer for those of whom nothing is known."""
-        listing = await parts().recommender.popular(k=query.k, deadline=border.deadline(None))
-        trace_of(request).timings_ms = listing.timings_ms
-        return _json(items_answer(listing, took_ms=trace_of(request).took_ms()))
+        trace = trace_of(request)
+        listing = await parts().recommender.popular(
+            k=query.k, scenario=query.scenario, unit=trace.request_id, deadline=border.deadline(None)
+        )
+        return answer(listing, trace)
 
     return router
-
-
-def _json(answer: ItemsAnswer) -> Response:
-    return Response(to_json(answer), media_type="application/json")

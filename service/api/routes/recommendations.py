@@ -1,6 +1,7 @@
 """`POST /v1/recommendations`, alone and in batches, `POST /v1/explanations` and `POST /v1/what-if`."""
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
@@ -46,8 +47,7 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         trace.timings_ms = slate.timings_ms
         for reason in slate.degraded:
             metrics.degraded.labels(reason).inc()
-        if slate.assignment is not None:
-            metrics.arms.labels(slate.assignment.experiment, slate.assignment.arm).inc()
+        metrics.count_arm(slate.assignment)
 
     async def answer(
         body: RecommendationRequest, trace: Trace, deadline: Deadline, *, unit: str
@@ -117,8 +117,8 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
         """
         query = what_if_query(body, unit=trace.request_id)
         found = await parts().recommender.what_if(query, deadline=border.deadline(body.timeout_ms))
-        for slate in (found.before, found.after):
-            note(trace, slate)
+        note(trace, found.before)
+        note(trace, replace(found.after, assignment=None))  # it is one answer
         return what_if_answer(found, took_ms=trace.took_ms())
 
     return [

@@ -3,11 +3,13 @@
 import pytest
 
 from index.store import ArtifactStore
-from service.recommend.types import Assignment, Choice
+from service.recommend.types import Assignment, Choice, user_subject
 from tests import toy
 from tests.bundles import make_snapshot
 from tests.fakes import FakeSource
 from tests.http_app import Rig, assert_problem
+
+LISTS = ("/v1/items/i1/similar", "/v1/popular", "/v1/users/ann/interests")
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +139,35 @@ async def test_an_answer_of_an_experiment_says_its_arm(monkeypatch):
             answer = (await client.post(path, json={"scenario": "home", "k": 3})).json()
             assert answer["experiment"] == {"name": "blue", "arm": "b"}
         assert "experiment" not in (await client.post("/v1/recommendations", json={"k": 3})).json()
-    assert 'prismrec_experiment_answers_total{arm="b",experiment="blue"} 2.0' in rig.metrics.page().decode()
+        body = {"scenario": "home", "history": [{"item_id": "i1"}], "without": {"item_ids": ["i1"]}}
+        assert (await client.post("/v1/what-if", json=body)).json()["experiment"] == {"name": "blue", "arm": "b"}
+        for path in LISTS:
+            answer = (await client.get(f"{path}?scenario=home")).json()
+            assert answer["experiment"] == {"name": "blue", "arm": "b"}
+            assert "experiment" not in (await client.get(path)).json()
+    assert 'prismrec_experiment_answers_total{arm="b",experiment="blue"} 6.0' in rig.metrics.page().decode()
+
+
+async def test_lists_draw_their_arm_by_the_request_and_interests_by_the_user(monkeypatch):
+    queries, choices, chosen = [], [], Choice("snapshot-of-home")
+    acquire = FakeSource.acquire
+    monkeypatch.setattr(FakeSource, "choose", lambda self, query: queries.append(query) or chosen)
+    monkeypatch.setattr(FakeSource, "acquire", lambda self, choice: choices.append(choice) or acquire(self, choice))
+    async with Rig().client() as client:
+        for path in LISTS:
+            await client.get(f"{path}?scenario=home", headers={"x-request-id": "one-request"})
+    assert [query.scenario for query in queries] == ["home"] * 3
+    assert choices == [chosen] * 3
+    assert [query.subject or query.unit for query in queries] == ["one-request", "one-request", user_subject("ann")]
 
 
 async def test_a_scenario_or_model_that_is_not_there_is_not_found():
     async with Rig().client() as client:
         for body in ({"scenario": "other"}, {"model": "other"}):
             assert_problem(await client.post("/v1/recommendations", json=body), "not-found")
+        for path in LISTS:
+            assert_problem(await client.get(f"{path}?scenario=other"), "not-found")
+            assert_problem(await client.get(f"{path}?scenario=A%20B"), "validation-error", "?scenario")
         assert_problem(
             await client.post("/v1/recommendations", json={"scenario": "A B"}), "validation-error", "/scenario"
         )
