@@ -149,8 +149,8 @@ MIN_EXPOSURE, MAX_EXPOSURE = 0.3, 3.0
 class ColdItems(OnDisk):
     """What the model does with items that it was not trained on, measured on items held out of its tables."""
 
-    imputation: Literal["ridge", "knn", "mean", "network"] = Field(
-        description="Where the id part of a new item comes from."
+    imputation: Literal["ridge", "knn", "mean", "network", "unknown"] = Field(
+        description="Where the id part of a new item comes from; unknown: one that was learned for all of them."
     )
     exposure_ratio: float = Field(
         ge=MIN_EXPOSURE,

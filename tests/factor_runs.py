@@ -51,8 +51,10 @@ def config_of(kind: str, *overrides: str, split: str = "interactions") -> Factor
     """Return the short run of a family, with these settings changed."""
     batch_size = 64 if kind in ("ultragcn", "invrl", *OWN_ENCODERS) else 256
     text = RUN.format(kind=kind, split=split, batch_size=batch_size)
-    if kind in ITEM_ITEM_FAMILIES:  # nothing is drawn
+    if kind in (*ITEM_ITEM_FAMILIES, "popularity"):  # nothing is drawn
         text = text.replace("init_std = 0.1\n", "")
+    if kind == "popularity":  # of one number
+        text = text.replace("dim = 8\n", "")
     return parse_config(text, [*QUICK.get(kind, []), *overrides])
 
 

@@ -34,7 +34,7 @@ MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@
 SearchValue = bool | int | float | str
 SearchSpace = dict[str, Annotated[tuple[SearchValue, ...], Field(min_length=1)]]
 
-_OWN_ENCODERS = ("macridvae", "ease", "item_knn")
+_OWN_ENCODERS = ("macridvae", "ease", "item_knn", "popularity")
 """Kinds that learn no users and read them all by one rule of their own."""
 
 _NOT_SEARCHED = (
@@ -157,7 +157,7 @@ class ServingConfig(Settings):
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
         "closed form to the learned users. exact: what propagation gives a new node of the graph (lightgcn, "
         "lightgcn_channels, slmrec), or the affine map where that finds more of users that neither was fitted on. "
-        "macridvae, ease, item_knn: their own encoder, and there is no other; rankers: affine alone. "
+        "macridvae, ease, item_knn, popularity: their own encoder, and there is no other; rankers: affine alone. "
         "softmax: a map trained to find the next item, from the better of those. attention: so trained, and the mean "
         "is weighted. What is trained is kept if it finds more of those users.",
     )
@@ -168,7 +168,7 @@ class ServingConfig(Settings):
     cold_items: Literal["ridge", "knn", "mean"] = Field(
         "ridge",
         description="Learned part of a new item. ridge: predicted from its content by regression. knn: that of the "
-        "known items with the nearest content. mean: of all.",
+        "known items with the nearest content. mean: of all. Of no effect on popularity: a new item has none.",
     )
     neighbours: int = Field(20, ge=1, le=1000, description="Of a new item with `cold_items = knn`.")
 

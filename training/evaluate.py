@@ -61,9 +61,9 @@ def judge_model(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        items_ND = rows_NH = torch.cat([model.encode_items(*inputs) for inputs in catalogue.chunks()])
+        items_ND = rows_NH = encode_catalogue(model, catalogue, model.fuse)
         if not model.history_is_candidate:
-            rows_NH = torch.cat([model.encode_history(*inputs) for inputs in catalogue.chunks()])
+            rows_NH = encode_catalogue(model, catalogue, model.history_rows)
 
         def score(piece: slice) -> Tensor:
             rows_BL, mask_BL = (
@@ -75,6 +75,11 @@ def judge_model(
         judged = judge_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
     model.train(was_training)
     return judged
+
+
+def encode_catalogue(model: ServableModel, catalogue: Catalogue, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return what is made of the states and the presence of all items `[N, ...]`: `model.fuse` makes their vectors."""
+    return torch.cat([make(*model.parts_of(*catalogue.inputs(rows), rows)) for rows in catalogue.rows_of_chunks()])
 
 
 def evaluate_scores(

@@ -1,7 +1,8 @@
 """What a step minimises: the softmax over next items, and Demure's losses on augmented views (Eq. 15).
 
 Legend: `B` batch, `V` users of it with views, `L` history length, `D` vector width, `Q` queries of a user, `X` queries
-with a target, `J` views, `U` encoded items, `N` negatives, `P` pool items, or places of a history in line.
+with a target, `J` views, `U` encoded items, `M` their parts (modalities, and `id` where it is learned), `N` negatives,
+`P` pool items, or places of a history in line.
 """
 
 import math
@@ -73,7 +74,7 @@ class Objective:
         )
         negative_N = None if self._sampler is None else self._sampler.draw(generator)
         pool_P = None if augment is None else self._draw_pool(augment.pool_size, generator)
-        items, places = self._encode(history_BL, target_B, negative_N, pool_P)
+        items, places = self._encode(history_BL, target_B, negative_N, pool_P, chance=generator)
         num_viewed = 0 if augment is None else math.ceil(len(target_B) * augment.share)
 
         # The users with views are encoded apart, so that their interest scores cost a backward pass over them alone.
@@ -145,13 +146,13 @@ class Objective:
             "query_norm": query_BD.detach().norm(dim=-1).mean(),
         }
 
-    def _encode(self, *rows: Tensor | None) -> tuple[EncodedItems, Places]:
+    def _encode(self, *rows: Tensor | None, chance: torch.Generator) -> tuple[EncodedItems, Places]:
         """Encode what the step needs, once: everything else gathers from it."""
         needed: Tensor | None = None
         if self._sampler is not None and self._catalogue.num_items > _ENCODE_WHOLE_BELOW:
             needed = torch.unique(torch.cat([part.flatten() for part in rows if part is not None]))
         features, presence_UM = self._catalogue.inputs(needed)
-        states_UMS = self._model.project(features, presence_UM)
+        states_UMS, presence_UM = self._model.parts_of(features, presence_UM, needed, chance=chance)
         items = EncodedItems(states_UMS, presence_UM, self._model.fuse(states_UMS, presence_UM))
         if needed is None:
             return items, lambda item_rows: item_rows

@@ -4,21 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from index.dataset import Dataset
 from training.checkpoint import RunState
 from training.config import AnyRun, FactorRun
+from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions
 from training.data.split import HeldOut
+from training.exposure import measure_exposure
 from training.factors.bundle import write_tables
 from training.factors.serving import check_servable
 from training.factors.trainer import train_factors
 from training.models import ServableModel
+from training.models.learned_ids import ID
 from training.progress import Observer
 from training.publish import Extras
-from training.trainer import train
+from training.tables import write_warm_items
+from training.trainer import Trained, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def run_training(
     """Train as the configuration says; arguments and errors as `training.trainer.train`.
 
     Raises:
-        ServingError: An id-based model would serve new users or new items badly.
+        ServingError: The model would serve new users or new items badly.
         ValueError: An id-based model is asked for on another device than the CPU.
     """
     if isinstance(config, FactorRun):
@@ -71,4 +76,21 @@ def run_training(
     )
     metrics = {"valid": trained.valid_metrics} | ({"test": trained.test_metrics} if trained.test_metrics else {})
     unseen = trained.split.test if trained.test_metrics else trained.split.valid
-    return Run(trained.model, trained.interactions, unseen, metrics, trained.state, None)
+    return Run(
+        trained.model, trained.interactions, unseen, metrics, trained.state, _learned_ids(trained, dataset, config.seed)
+    )
+
+
+def _learned_ids(trained: Trained, dataset: Dataset, seed: int) -> Extras | None:
+    ids = trained.model.ids
+    if ids is None:
+        return None
+    cold = measure_exposure(trained.model, ids, Catalogue(dataset), trained.split.valid, seed=seed)
+    rows_X, states_XS = ids.table()
+
+    def write(folder: Path) -> dict[str, Any]:
+        known = [dataset.item_ids[row] for row in rows_X.tolist()]
+        warm = write_warm_items(folder, known, states_XS.unsqueeze(1).numpy(), parts=[ID])
+        return {"warm": warm, "cold_items": cold}
+
+    return write

@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -168,9 +168,10 @@ class _Parts:
         )
         catalogue = Catalogue(dataset, device=device)
         prepare(catalogue, config.conditioning, config.features, seed=config.seed)
+        trained_I = torch.from_numpy(split.train.popularity(split.train_users) > 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = config.model.build(catalogue.features).to(device)
+            model = config.model.build(replace(catalogue.features, trained_I=trained_I)).to(device)
         optim = config.optim
         optimiser = torch.optim.Adam(
             model.parameters(),

@@ -1,7 +1,7 @@
 """Augmented views of histories: interest scores (Demure, Eq. 7-8), then views whose touched items are encoded anew.
 
-Legend: `B` users, `L` history, `M` modalities, `S` state width, `D` vector width, `U` encoded items, `P` pool items,
-`X` touched slots or items.
+Legend: `B` users, `L` history, `M` modalities (a learned `id` is one of them here), `S` state width, `D` vector width,
+`U` encoded items, `P` pool items, `X` touched slots or items.
 """
 
 from dataclasses import dataclass

@@ -11,17 +11,29 @@ from training.models import ContentFamily, FeatureSpec
 FAMILIES = get_args(ContentFamily)
 DIMS = (7, 4, 3)
 B, L = 6, 5
+TRAINED = torch.tensor([True, True, False, True, True, True])
+"""Which items are known where ids are learned; the fifth has no content, only what is learned of it."""
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda family: family.model_fields["kind"].default)
+def name_of(case) -> str:
+    family, ids = case
+    return family.model_fields["kind"].default + ("-ids" if ids else "")
+
+
+def built(family, **settings):
+    modalities = tuple(Modality(name=f"m{m}", dim=dim) for m, dim in enumerate(DIMS))
+    return family(dim=8, history_length=L, **settings).build(FeatureSpec(modalities, TRAINED))
+
+
+@pytest.fixture(params=[(family, ids) for family in FAMILIES for ids in (False, True)], ids=name_of)
 def model(request):
     torch.manual_seed(0)
-    features = FeatureSpec(tuple(Modality(name=f"m{m}", dim=dim) for m, dim in enumerate(DIMS)))
-    built = request.param(dim=8, history_length=L).build(features)
+    family, ids = request.param
+    model = built(family, ids=ids)
     with torch.no_grad():
-        for value in built.parameters():  # nothing stays at an initial zero that could hide a mistake
+        for value in model.parameters():  # nothing stays at an initial zero that could hide a mistake
             value.add_(torch.randn_like(value), alpha=0.1)
-    return built.double().eval()
+    return model.double().eval()
 
 
 @pytest.fixture
@@ -40,8 +52,8 @@ def presence():
 
 def test_shapes_are_those_the_model_says(model, raw, presence):
     states = model.project(raw, presence)
-    assert states.shape == (B, len(DIMS), model.state_dim)
-    items = model.fuse(states, presence)
+    assert states.shape == (B, len(model.part_names), model.state_dim)
+    items = model.fuse(states, model.part_presence(presence))
     assert items.shape == (B, model.dim)
     queries = model.encode_users(items[None], torch.ones(1, B, dtype=torch.bool))
     assert queries.shape == (1, model.num_queries, model.dim)
@@ -116,18 +128,19 @@ def test_gradients_are_finite_next_to_empty_histories_and_empty_items(model, raw
 
 
 def test_the_parts_of_an_item_sum_to_it_and_an_absent_one_has_none(model, raw, presence):
-    states = model.project(raw, presence)
+    states, presence = model.parts_of(raw, presence, None)
     parts = model.modality_parts(states, presence)
     torch.testing.assert_close(parts.sum(dim=1), model.fuse(states, presence))
     assert not parts[~presence].any()
 
 
 def test_slopes_are_derivatives_of_the_fusion(model, raw, presence):
-    states = model.project(raw, presence).detach()
+    states, presence = model.parts_of(raw, presence, None)
+    states = states.detach()
     direction = torch.randn_like(states)
     slopes = model.fusion_slopes(states, presence, direction)
     step = 1e-6
-    for m in range(len(DIMS)):
+    for m in range(len(model.part_names)):
         moved = torch.zeros_like(states)
         moved[:, m] = step * direction[:, m]
         change = (model.fuse(states + moved, presence) - model.fuse(states - moved, presence)) / (2 * step)
@@ -135,6 +148,47 @@ def test_slopes_are_derivatives_of_the_fusion(model, raw, presence):
 
 
 def test_leading_dimensions_are_free(model, raw, presence):
-    states = model.project(raw, presence)
+    states, presence = model.parts_of(raw, presence, None)
     folded = model.fuse(states.view(2, 3, *states.shape[1:]), presence.view(2, 3, -1))
     torch.testing.assert_close(folded.view(B, -1), model.fuse(states, presence))
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.model_fields["kind"].default)
+def with_ids(request):
+    torch.manual_seed(0)
+    model = built(request.param, ids=True, id_dropout=0.5).double()
+    with torch.no_grad():
+        model.ids.unknown_S.normal_()
+    return model
+
+
+def test_what_is_not_trained_and_what_is_new_is_known_by_its_content_alone(with_ids, raw, presence):
+    assert with_ids.part_names == ("m0", "m1", "m2", "id")
+    known = with_ids.fuse(*with_ids.parts_of(raw, presence, None))
+    new = with_ids.encode_items(raw, presence)
+    has_content = presence.any(dim=1)
+    torch.testing.assert_close(known[~TRAINED & has_content], new[~TRAINED & has_content])
+    assert ((known - new).abs().amax(dim=1) > 1e-3)[TRAINED].all()
+
+
+def test_items_by_their_rows_are_those_of_the_whole_catalogue(with_ids, raw, presence):
+    rows = torch.tensor([4, 0, 2])
+    some = with_ids.parts_of([values[rows] for values in raw], presence[rows], rows)
+    for found, whole in zip(some, with_ids.parts_of(raw, presence, None), strict=True):
+        torch.testing.assert_close(found, whole[rows])
+
+
+def test_a_step_hides_a_share_of_the_ids_by_chance_and_they_get_no_gradient(with_ids, raw, presence):
+    known = with_ids.parts_of(raw, presence, None)[0]
+    kept = []
+    for seed in range(200):
+        states, _ = with_ids.parts_of(raw, presence, None, chance=torch.Generator().manual_seed(seed))
+        assert torch.equal(states[:, :-1], known[:, :-1])
+        is_own = (states[:, -1] == with_ids.ids.ids_IS).all(dim=1)
+        assert torch.equal(states[:, -1][~is_own], with_ids.ids.unknown_S.expand(int((~is_own).sum()), -1))
+        kept.append(is_own)
+    share = torch.stack(kept).double().mean(dim=0)
+    assert not share[~TRAINED].any()
+    assert (share[TRAINED] - 0.5).abs().max() < 0.15
+    states[:, -1].sum().backward()
+    assert torch.equal(with_ids.ids.ids_IS.grad.any(dim=1), kept[-1])

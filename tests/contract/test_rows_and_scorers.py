@@ -57,7 +57,7 @@ class Served:
         features, presence = Catalogue(data).inputs()
         with torch.no_grad():
             self.items = self.model.encode_items(features, presence)
-            self.rows = self.model.encode_history(features, presence)
+            self.rows = self.model.history_rows(*self.model.parts_of(features, presence, None))
 
     def scores(self, past) -> np.ndarray:
         with torch.no_grad():

@@ -15,6 +15,7 @@ from training.schedule import Schedule
 from training.trainer import Interrupted, TrainingError, train
 
 FAMILIES = [family.model_fields["kind"].default for family in get_args(ContentFamily)]
+WITH_IDS = ["demure-ids", "sasrec-ids"]
 SHIPPED = [
     path
     for path in sorted((Path(training.__file__).parent / "configs").glob("*.toml"))
@@ -48,7 +49,8 @@ def every_step_is_reported(monkeypatch):
 
 
 def config_of(kind: str, *overrides: str) -> RunConfig:
-    return parse_config(f'[model]\nkind = "{kind}"\n', [*SMALL, *overrides])
+    kind, _, ids = kind.partition("-")
+    return parse_config(f'[model]\nkind = "{kind}"\nids = {str(bool(ids)).lower()}\n', [*SMALL, *overrides])
 
 
 def run(config, folder, checkpoints, **options):
@@ -57,7 +59,7 @@ def run(config, folder, checkpoints, **options):
     return trained, recorder
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *WITH_IDS])
 def test_every_family_learns_the_toys_known_answer(kind, toy_dataset, tmp_path):
     config = config_of(kind, "optim.epochs=8", "eval.every_epochs=4", "optim.lr=5e-3", *SEVERAL_INTERESTS.get(kind, []))
     trained, recorder = run(config, toy_dataset, tmp_path)
@@ -68,9 +70,9 @@ def test_every_family_learns_the_toys_known_answer(kind, toy_dataset, tmp_path):
     assert [modality.dim for modality in trained.model.modalities] == [32, 24, 3]
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *WITH_IDS])
 def test_a_run_that_is_stopped_and_resumed_goes_the_same_way_bit_by_bit(kind, toy_dataset, tmp_path):
-    special = "model.augment.warmup_epochs=0.5" if kind == "demure" else "pairs.item_dropout=0.2"
+    special = "model.augment.warmup_epochs=0.5" if kind.startswith("demure") else "pairs.item_dropout=0.2"
     config = config_of(kind, "optim.max_steps=14", "eval.every_epochs=0.5", special)
     whole, expected = run(config, toy_dataset, tmp_path / "whole")
     calls = iter(range(100))
@@ -96,7 +98,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(toy_dataset, 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_configuration_trains(path, toy_dataset, tmp_path):
-    config = load_config(path, ["optim.max_steps=20", *SMALL])
+    config = load_config(path, ["optim.max_steps=20", "eval.patience=20", *SMALL])
     trained, recorder = run(config, toy_dataset, tmp_path)
     assert trained.state.step == 20
     assert all(torch.isfinite(torch.tensor(list(losses.values()))).all() for losses in recorder.losses.values())

@@ -73,8 +73,12 @@ class Catalogue:
 
     def chunks(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Give the whole catalogue in order, in pieces of bounded size."""
+        return map(self.inputs, self.rows_of_chunks())
+
+    def rows_of_chunks(self) -> Iterator[Tensor]:
+        """Give the rows of these pieces."""
         for start in range(0, self.num_items, _CHUNK_ROWS):
-            yield self.inputs(torch.arange(start, min(start + _CHUNK_ROWS, self.num_items), device=self._device))
+            yield torch.arange(start, min(start + _CHUNK_ROWS, self.num_items), device=self._device)
 
     def _load(self, rows: slice | NDArray[np.int64]) -> tuple[list[Tensor], Tensor]:
         inputs: ModelInputs = from_dataset(self._dataset, rows, self._modalities)

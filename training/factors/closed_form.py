@@ -19,7 +19,7 @@ from torch import Tensor
 from training.baselines import MAX_ITEMS, item_knn
 from training.factors.data import FactorData
 from training.factors.stages import Carry, Facts, Stage
-from training.models import EaseConfig, ItemItem, ItemKnnConfig
+from training.models import EaseConfig, ItemItem, PopularityConfig, SolvedFamily
 
 Matrix = NDArray[np.float64]
 
@@ -38,15 +38,13 @@ class ClosedFormStage(Stage):
 
     total_steps = 0
 
-    def __init__(
-        self, number: int, model: ItemItem, data: FactorData, family: EaseConfig | ItemKnnConfig, *, prefix: str
-    ) -> None:
+    def __init__(self, number: int, model: ItemItem, data: FactorData, family: SolvedFamily, *, prefix: str) -> None:
         """Take the tables to fill; `prefix` is that of what is handed on.
 
         Raises:
             ValueError: The catalogue is too large for matrices over all pairs of items.
         """
-        if data.num_items > MAX_ITEMS:
+        if data.num_items > MAX_ITEMS and not isinstance(family, PopularityConfig):
             raise ValueError(
                 f"model.kind = {family.kind} needs all pairs of items in memory: {data.num_items:,} items, at most "
                 f"{MAX_ITEMS:,}"
@@ -65,25 +63,30 @@ class ClosedFormStage(Stage):
     @torch.no_grad()
     def finish(self) -> tuple[Carry, Facts]:
         """Solve, and tell how much of the weights the tables keep."""
-        gram_II = counts(self._data)
-        if isinstance(self._family, EaseConfig):
-            factors = ease_factors(gram_II, ridge=self._family.ridge, dim=self._model.dim)
-        else:
-            weights_II = item_knn(gram_II, num_neighbours=self._family.neighbours)
-            factors = nearest_factors(weights_II.astype(np.float64), dim=self._model.dim)
+        factors = self._factors()
         self._model.rows_ID.copy_(torch.from_numpy(factors.rows_ID))
         self._model.items_ID.copy_(torch.from_numpy(factors.items_ID))
         tables = {f"{self._prefix}.{name}": value.clone() for name, value in self._model.state_dict().items()}
         return tables, {"kept": factors.kept}
 
+    def _factors(self) -> Factors:
+        seen_UI, family = seen(self._data), self._family
+        if isinstance(family, PopularityConfig):
+            share_I1 = np.asarray(seen_UI.sum(axis=0), np.float64).reshape(-1, 1) / len(self._data.users)
+            return Factors(np.ones_like(share_I1), share_I1, kept=1.0)
+        gram_II: Matrix = (seen_UI.T @ seen_UI).toarray()
+        if isinstance(family, EaseConfig):
+            return ease_factors(gram_II, ridge=family.ridge, dim=self._model.dim)
+        weights_II = item_knn(gram_II, num_neighbours=family.neighbours)
+        return nearest_factors(weights_II.astype(np.float64), dim=self._model.dim)
 
-def counts(data: FactorData) -> Matrix:
-    """Return how many training users any two items share `[I, I]`; the diagonal is how many an item has."""
+
+def seen(data: FactorData) -> sp.csr_matrix:
+    """Return 1 where a training user has an item, however often `[U, I]`; its square is how many users two share."""
     places = (data.user_E.numpy(), data.item_E.numpy())
     seen_UI = sp.csr_matrix((np.ones(len(places[0])), places), shape=(data.num_users, data.num_items))
-    seen_UI.data[:] = 1  # however often
-    gram_II: Matrix = (seen_UI.T @ seen_UI).toarray()
-    return gram_II
+    seen_UI.data[:] = 1
+    return seen_UI
 
 
 def ease_factors(gram_II: Matrix, *, ridge: float, dim: int) -> Factors:

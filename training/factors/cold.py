@@ -25,7 +25,7 @@ from training.factors.gate import ScoreItems
 from training.factors.imputers import Imputer, LinearImputer, NearestImputer
 from training.factors.network import ContentNetwork
 from training.factors.plan import imputer_items
-from training.models import GraphModel, IdModel
+from training.models import GraphModel, IdModel, PopularityConfig
 
 Imputation = Literal["ridge", "knn", "mean", "network"]
 
@@ -110,8 +110,10 @@ def fit_parts(data: FactorData, model: GraphModel, items: Tensor, *, seed: int) 
 
 def make_imputer(
     model: IdModel, data: FactorData, config: FactorRun, *, network: ContentNetwork | None, raw_width: int
-) -> tuple[Imputer, Imputation] | tuple[None, None]:
+) -> tuple[Imputer | None, Imputation | None]:
     """Return what predicts the learned numbers of items that the model was not trained on; None if it learns none.
+
+    Popularity is not predicted: nobody has a new item, and nothing has to be judged.
 
     Args:
         model: Trained.
@@ -125,6 +127,8 @@ def make_imputer(
         return None, None
     if network is not None:
         return network, "network"
+    if isinstance(config.model, PopularityConfig):
+        return LinearImputer(data.widths, torch.zeros(design(data).shape[1], target_IF.shape[1])), None
     fitted, _ = imputer_items(data, seed=config.seed)
     if kind == "knn":
         known = nearest_sample(fitted, width=raw_width + target_IF.shape[1], seed=config.seed)

@@ -18,7 +18,7 @@ from training.factors.encoders import AttentionEncoder, MeanEncoder, RowEncoder,
 from training.factors.fold_in import FoldInMap, ItemTables, exact_map, fit_affine, mean_map, pool
 from training.factors.gate import GATE_CUTOFF, ServingError, gate_recall
 from training.factors.learned import learn
-from training.models import GraphModel, IdModel, ItemItem, LearnedUsers, MacridVae, RankerModel
+from training.models import GraphModel, IdModel, ItemItem, LearnedUsers, MacridVae, PopularityConfig, RankerModel
 
 
 def item_tables(model: IdModel, data: FactorData) -> ItemTables:
@@ -31,6 +31,9 @@ def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: Ite
     length = config.model.history_length
     if isinstance(model, MacridVae):
         return FoldInMap("exact", length, ConceptEncoder(model.concepts), None, None)
+    if isinstance(config.model, PopularityConfig):
+        alike = MeanEncoder(torch.zeros(1, 1), torch.ones(1), torch.ones(1))
+        return FoldInMap("exact", length, alike, None, None)
     if isinstance(model, ItemItem):
         return FoldInMap("exact", length, SumEncoder(model.dim), None, None)
     assert isinstance(model, LearnedUsers)

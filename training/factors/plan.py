@@ -20,7 +20,6 @@ from training.factors.pretraining_stage import PretrainingStage
 from training.factors.stages import Carry, PlannedStage, Stage
 from training.models import (
     Cb2cfConfig,
-    EaseConfig,
     FactorModel,
     FeatureSpec,
     GraphInputs,
@@ -28,8 +27,6 @@ from training.models import (
     IdModel,
     InvrlConfig,
     ItemItem,
-    ItemItemSettings,
-    ItemKnnConfig,
     MacridVaeConfig,
     PairwiseSettings,
     PamdConfig,
@@ -38,6 +35,8 @@ from training.models import (
     PamdUserConfig,
     RankerSettings,
     SlmrecConfig,
+    SolvedFamily,
+    SolvedSettings,
     UltraGcnSettings,
 )
 from training.pretraining.pretraining import Disentangling
@@ -66,7 +65,7 @@ class Plan:
                 PlannedStage("pretrain", lambda number, _carry: self._pretraining(number, family)),
                 PlannedStage("fit", lambda number, carry: self._fit("fit", number, FINAL, self._pretrained(carry))),
             ]
-        if isinstance(family, EaseConfig | ItemKnnConfig):
+        if isinstance(family, SolvedSettings):
             return [PlannedStage("solve", lambda number, _carry: self._solved(number, family))]
         stages = [PlannedStage("fit", lambda number, _carry: self._fit("fit", number, FINAL))]
         if isinstance(family, Cb2cfConfig):
@@ -91,7 +90,7 @@ class Plan:
             torch.manual_seed(self._config.seed)
             if isinstance(family, GraphSettings):
                 return family.build(GraphInputs(data.graph, self._features, data.content, data.presence_IM))
-            if isinstance(family, MacridVaeConfig | ItemItemSettings):
+            if isinstance(family, MacridVaeConfig | SolvedSettings):
                 return family.build(num_items=data.num_items)
             if isinstance(family, RankerSettings):
                 return family.build(self._features, data.presence_IM, num_users=data.num_users)
@@ -136,7 +135,7 @@ class Plan:
         assert isinstance(family, UltraGcnSettings)
         return UltraGcnFit(fit, family)
 
-    def _solved(self, number: int, family: EaseConfig | ItemKnnConfig) -> Stage:
+    def _solved(self, number: int, family: SolvedFamily) -> Stage:
         model = self.model()
         assert isinstance(model, ItemItem)
         return ClosedFormStage(number, model, self._data, family, prefix=FINAL)

@@ -18,7 +18,7 @@ from training.models.grcn import Grcn, GrcnConfig
 from training.models.gru4rec import Gru4Rec, Gru4RecConfig
 from training.models.huign import Huign, HuignConfig
 from training.models.id_model import IdModel, LearnedUsers
-from training.models.item_item import EaseConfig, ItemItem, ItemItemSettings, ItemKnnConfig
+from training.models.item_item import EaseConfig, ItemItem, ItemKnnConfig, PopularityConfig, SolvedSettings
 from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.mind import Mind, MindConfig
@@ -72,10 +72,13 @@ ConceptFamily = MacridVaeConfig
 ItemItemFamily = EaseConfig | ItemKnnConfig
 """Items have weights of each other, solved in closed form; a user is the sum over the history."""
 
+SolvedFamily = ItemItemFamily | PopularityConfig
+"""No step is taken to learn them."""
+
 RankerFamily = NeuMfConfig | NfmConfig | VecfConfig | PamdUserConfig
 """Users and items have vectors of their own, and a network scores the two: it orders what another model retrieves."""
 
-IdFamily = FactorFamily | GraphFamily | ConceptFamily | ItemItemFamily | RankerFamily
+IdFamily = FactorFamily | GraphFamily | ConceptFamily | SolvedFamily | RankerFamily
 
 ModelConfig = Annotated[ContentFamily | IdFamily, Field(discriminator="kind")]
 """`kind` in the configuration says which; a typo is an error that lists the kinds."""
@@ -119,7 +122,6 @@ __all__ = [
     "InvrlConfig",
     "ItemItem",
     "ItemItemFamily",
-    "ItemItemSettings",
     "ItemKnnConfig",
     "LearnedUsers",
     "LightGcnChannelsConfig",
@@ -143,6 +145,7 @@ __all__ = [
     "PamdModel",
     "PamdUser",
     "PamdUserConfig",
+    "PopularityConfig",
     "Ranker",
     "RankerFamily",
     "RankerModel",
@@ -154,6 +157,8 @@ __all__ = [
     "ServableModel",
     "Slmrec",
     "SlmrecConfig",
+    "SolvedFamily",
+    "SolvedSettings",
     "UltraGcnConfig",
     "UltraGcnSettings",
     "VbprConfig",

@@ -1,8 +1,8 @@
-"""EASE and item-kNN: models of which items go together, solved and not trained. No user, no content.
+"""EASE, item-kNN and popularity: tables of items, solved and not trained. No user, no content.
 
-A user's score of an item is the sum over the history of what each past item says for it, B_ji. As the service scores by
-inner products, B is kept as two tables of one width, B_ji = row_j . item_i for j other than i; how they are made is in
-`training.factors.closed_form`.
+Of the first two a user's score of an item is the sum over the history of what each past item says for it, B_ji. As the
+service scores by inner products, B is kept as two tables of one width, B_ji = row_j . item_i for j other than i; how
+they are made is in `training.factors.closed_form`. Popularity is one number of an item, and 1 of every user.
 
 Legend: `X` items asked for, `I` items, `D` width of either table, `B` users.
 """
@@ -18,20 +18,38 @@ from training.models.id_model import IdModel
 from training.settings import Settings
 
 
-class ItemItemSettings(Settings):
-    """What both can be told."""
+class SolvedSettings(Settings):
+    """What all can be told."""
 
     has_exact_fold_in: ClassVar[bool] = True
-    """The sum over the history; there is no other."""
+    """A rule of their own, and there is no other."""
+
+    history_length: int = Field(
+        200, ge=1, le=500, description="L: live histories are cut to the last L items; the solution reads all."
+    )
+
+
+class PopularityConfig(SolvedSettings):
+    """The share of users that have an item, for everybody: what a model has to beat, and an experiment's control."""
+
+    kind: Literal["popularity"] = "popularity"
+    history_length: int = Field(
+        20, ge=1, le=500, description="L: past items that an explanation names; none of them has any weight."
+    )
+
+    def build(self, *, num_items: int) -> "ItemItem":
+        """Return tables of these items, still empty."""
+        return ItemItem(num_items=num_items, dim=1)
+
+
+class ItemItemSettings(SolvedSettings):
+    """What models of pairs of items can be told."""
 
     dim: int = Field(
         512,
         ge=1,
         le=4096,
         description="Directions of the weights that are kept; nothing is lost with as many as there are items.",
-    )
-    history_length: int = Field(
-        200, ge=1, le=500, description="L: live histories are cut to the last L items; the solution reads all."
     )
 
     def build(self, *, num_items: int) -> "ItemItem":
@@ -54,7 +72,7 @@ class ItemKnnConfig(ItemItemSettings):
 
 
 class ItemItem(IdModel):
-    """The two tables."""
+    """The two tables; of popularity each is one column, and its rows say nothing."""
 
     items_ID: nn.Parameter
     rows_ID: nn.Parameter

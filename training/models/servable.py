@@ -1,12 +1,12 @@
 """What an exported model must be able to do, whether its users are read from content or have vectors of their own.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
-state width, `D` vector width, `H` history row, `Q` queries, `K` candidates, `N` items.
+state width, `D` vector width, `H` history row, `Q` queries, `K` candidates, `N` items, `I` items of the catalogue.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ _PRODUCTS_AT_ONCE = 1 << 22
 """Products of queries and items of one piece: 16 MB."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FeatureSpec:
     """What a data set offers to a model."""
 
     modalities: tuple[Modality, ...]
+    trained_I: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Which items of the catalogue training users have, bool; none where nothing is learned for single items."""
 
     def used(self, names: tuple[str, ...] | None) -> list[int]:
         """Return the columns of the modalities that are asked for; None asks for all.
@@ -120,13 +122,27 @@ class ServableModel(nn.Module, ABC):
         """Return what the user encoder reads of items, `[..., H]`: unless the model says otherwise, their vectors."""
         return self.fuse(states_PS, presence_P)
 
-    def encode_items(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
-        """Return item vectors `[B, D]` of raw vectors."""
-        return self.fuse(self.project(features, presence_BM), self.part_presence(presence_BM))
+    def parts_of(
+        self,
+        features: Sequence[Tensor],
+        presence_BM: Tensor,
+        rows_B: Tensor | None,  # noqa: ARG002  # most know items by their content alone
+        *,
+        chance: torch.Generator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Return states `[B, P, S]` and presence `[B, P]` of items of the trained catalogue, with all that is learned.
 
-    def encode_history(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
-        """Return history rows `[B, H]` of raw vectors."""
-        return self.history_rows(self.project(features, presence_BM), self.part_presence(presence_BM))
+        Args:
+            features: As `project` takes them.
+            presence_BM: `[B, M]` bool.
+            rows_B: Where in the catalogue the items are; None: they are all of it, in order.
+            chance: Of a training step, for what such a step leaves to chance; None outside of training.
+        """
+        return self.project(features, presence_BM), self.part_presence(presence_BM)
+
+    def encode_items(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return item vectors `[B, D]` of raw vectors, of items of which no more is known."""
+        return self.fuse(self.project(features, presence_BM), self.part_presence(presence_BM))
 
 
 class Retriever(ServableModel):

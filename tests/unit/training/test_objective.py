@@ -1,5 +1,7 @@
 """The step's loss: every way to compute it agrees, and every parameter learns from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,14 +21,15 @@ FULL, VIEWS = FullSoftmaxConfig(), AugmentConfig(pool_size=16)
 
 
 class World:
-    def __init__(self, folder, *, negatives=FULL, augment=VIEWS):
+    def __init__(self, folder, *, negatives=FULL, augment=VIEWS, ids=False):
         dataset = Dataset.open(folder)
         self.interactions = read_interactions(dataset)
         users = np.arange(self.interactions.num_users)
         catalogue = Catalogue(dataset)
         catalogue.condition(ConditioningConfig())
         torch.manual_seed(0)
-        self.model = DemureConfig(dim=8, history_length=6).build(catalogue.features)
+        features = replace(catalogue.features, trained_I=torch.ones(catalogue.num_items, dtype=torch.bool))
+        self.model = DemureConfig(dim=8, history_length=6, ids=ids).build(features)
         self.sampler = PairSampler(self.interactions, users, PairsConfig(), history_length=6, batch_size=32, seed=0)
         self.objective = Objective(
             self.model,
@@ -43,9 +46,10 @@ class World:
         return self.objective(self.sampler.batch(0), generator=generator, with_views=with_views)
 
 
+@pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("negatives", [FULL, SampledSoftmaxConfig(count=40, log_q=True)])
-def test_every_parameter_gets_a_gradient(toy_dataset, negatives):
-    world = World(toy_dataset, negatives=negatives)
+def test_every_parameter_gets_a_gradient(toy_dataset, negatives, ids):
+    world = World(toy_dataset, negatives=negatives, ids=ids)
     world.losses()["total"].backward()
     without = [name for name, value in world.model.named_parameters() if value.grad is None or not value.grad.any()]
     assert without == []

@@ -1,0 +1,53 @@
+"""How exposed new items are in a content model with learned ids, by known items that are taken for new ones.
+
+Legend: `N` items of the catalogue, `X` of them taken for new, `B` users, `Q` queries, `D` width.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from api_schemas.manifest import MAX_EXPOSURE, MIN_EXPOSURE, ColdItems
+from training.data.catalogue import Catalogue
+from training.data.split import HeldOut
+from training.evaluate import encode_catalogue, pad_histories
+from training.factors.cold import MAX_USERS, exposure_ratio
+from training.factors.gate import ServingError
+from training.models import ContentModel
+from training.models.learned_ids import LearnedIds
+
+_HELD_OUT = 0.1
+"""Of the items that have a state of their own."""
+
+
+@torch.inference_mode()
+def measure_exposure(
+    model: ContentModel, ids: LearnedIds, catalogue: Catalogue, users: HeldOut, *, seed: int
+) -> ColdItems:
+    """Return how often items without a learned state are listed, beside what their number is.
+
+    Args:
+        model: Trained, in evaluation mode, and at home in what the catalogue gives.
+        ids: The model's.
+        catalogue: Of the training.
+        users: Not trained on; they are read from their histories, in which all items are known.
+        seed: Chooses the items.
+
+    Raises:
+        ServingError: New items would be hidden, or flood the lists.
+    """
+    known_ND = encode_catalogue(model, catalogue, model.fuse)
+    mixed_ND, (own_X, _) = known_ND.clone(), ids.table()
+    order_X = torch.from_numpy(np.random.default_rng([seed, 29]).permutation(len(own_X)))
+    new_X = own_X[order_X[: max(1, round(len(own_X) * _HELD_OUT))]]
+    mixed_ND[new_X] = model.encode_items(*catalogue.inputs(new_X))
+    some = slice(None, None, -(-len(users) // MAX_USERS))
+    rows_BL, mask_BL = (torch.from_numpy(array) for array in pad_histories(users, some, length=model.history_length))
+    queries_BQD: Tensor = model.encode_users(known_ND[rows_BL], mask_BL)
+    ratio = exposure_ratio(model.score, queries_BQD, mixed_ND, new_X, users.histories[some])
+    if not MIN_EXPOSURE <= ratio <= MAX_EXPOSURE:
+        raise ServingError(
+            f"items without a learned id have {ratio:.2f} times their share of users' lists; what may be published is "
+            f"{MIN_EXPOSURE:g} to {MAX_EXPOSURE:g} (model.id_dropout)"
+        )
+    return ColdItems(imputation="unknown", exposure_ratio=ratio, num_items=len(new_X), num_users=len(queries_BQD))
