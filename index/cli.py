@@ -45,6 +45,7 @@ def _fail(reason: str) -> NoReturn:
 
 @app.command()
 def rebuild(
+    *,
     store: StoreOption,
     bundle: Annotated[str, typer.Option("--bundle", metavar="VERSION", help="Bundle to encode with.")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder with the catalogue.")],
@@ -53,6 +54,9 @@ def rebuild(
         typer.Option("--ranker", metavar="VERSION", help="Bundle of a ranker, to order what the other one retrieves."),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="TOML", help="See index/configs.")] = None,
+    make_current: Annotated[
+        bool, typer.Option("--current/--not-current", help="Whether services take it, or only aliases that name it.")
+    ] = True,
 ) -> None:
     """Encode a catalogue, build and check its index, publish it and make it current."""
     with _one_line_errors(), reporting() as report:
@@ -62,12 +66,13 @@ def rebuild(
             ranker_version=ranker,
             dataset=Dataset.open(data),
             config=RebuildConfig.load(config) if config else RebuildConfig(),
+            make_current=make_current,
             report=report,
         )
     by_ranker = "" if made.num_encoded_by_ranker is None else f", {made.num_encoded_by_ranker:,} for the ranker"
     typer.echo(
         f"{made.version}: {made.num_items:,} items ({made.num_encoded:,} encoded{by_ranker}), {made.factory}, "
-        f"recall@100 {made.recall_at_100:.4f}, in {made.path}; it is current now"
+        f"recall@100 {made.recall_at_100:.4f}, in {made.path}{'; it is current now' if make_current else ''}"
     )
 
 

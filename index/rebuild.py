@@ -67,6 +67,7 @@ def rebuild(
     ranker_version: str | None = None,
     dataset: Dataset,
     config: RebuildConfig | None = None,
+    make_current: bool = True,
     report: Reporter = silent,
 ) -> RebuildResult:
     """Make a snapshot of a dataset's catalogue under a bundle, publish it, and make it the current one.
@@ -80,6 +81,7 @@ def rebuild(
         ranker_version: The model that orders what is retrieved; None: the retriever's order stands.
         dataset: The catalogue.
         config: How to encode, index and check.
+        make_current: False: it is published alone, for an alias to name.
         report: Hears of the progress.
 
     Raises:
@@ -140,7 +142,8 @@ def rebuild(
         )
         snapshot.close()
         version = stage.publish(manifest.model_copy(update={"recall_at_100": found.recall_at_100}))
-        store.set_current(version)
+        if make_current:
+            store.set_current(version)
         return RebuildResult(
             version=version,
             path=store.path_of(version),

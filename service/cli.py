@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn, TypeVar
 import structlog
 import typer
 
+from index.config import RebuildConfig
 from index.store import ArtefactError, ArtifactStore
 from service.api.keys import SCOPES, new_key
 from service.fork_server import ForkServer
@@ -177,6 +178,8 @@ def check(settings: ServiceSettings) -> None:
     if not settings.store.is_dir():
         raise SettingsError(f"{settings.store}: there is no such folder; 'prismrec-index rebuild' makes one")
     open_access(settings)
+    if settings.builds.config is not None:
+        RebuildConfig.load(settings.builds.config)
     asyncio.run(open_store(settings.history_url, settings.events).close())
 
 

@@ -13,6 +13,7 @@ import structlog
 from fastapi import FastAPI
 
 from index.aliases import AliasStore
+from index.jobs import JobStore
 from index.store import ArtifactStore
 from service.adapters.redis_keys import RedisLimits
 from service.adapters.sqlite_file import SqliteLimits
@@ -42,6 +43,7 @@ from service.recommend.interests import InterestTimeline
 from service.recommend.ports import SlateLimits, SlateStore
 from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
+from service.runtime.builds import Builder
 from service.runtime.executor import Executor
 from service.runtime.live import LiveCatalogue
 from service.runtime.memory import give_back_memory
@@ -159,6 +161,14 @@ class Composition:
             )
             artifacts = ArtifactStore(settings.store)
             aliases = AliasStore(artifacts, max_versions=settings.reload.max_versions)
+            builder = Builder(
+                JobStore(settings.store, max_waiting=settings.builds.max_waiting),
+                store=settings.store,
+                data=settings.data_folder,
+                config=settings.builds.config,
+                interval_s=settings.reload.interval_s,
+                on_ended=lambda job: metrics.builds.labels(job.state).inc(),
+            )
             load = partial(self._load, artifacts, live)
             reloader = Reloader(
                 store=artifacts,
@@ -196,6 +206,7 @@ class Composition:
                 shown=shown,
                 artifacts=artifacts,
                 aliases=aliases,
+                builds=builder,
                 items=CatalogueItems(servables=registry, catalogue=live, changes=changes),
                 served=readiness.served,
                 ready=readiness,
@@ -207,6 +218,7 @@ class Composition:
                 live.run,
                 partial(keep_store, store, metrics),
                 shown.serve,
+                builder.serve,
                 partial(count_slates, slates, metrics),
                 partial(watch_queue, executor, registry, live, metrics),
                 on_failure=self._on_failure,

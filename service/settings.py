@@ -142,6 +142,21 @@ class ReloadSettings(_Group):
     )
 
 
+class BuildSettings(_Group):
+    """What `POST /v1/indexes` builds from."""
+
+    data: Path | None = Field(
+        default=None,
+        description="Folder of the dataset folders that a build may name; by default `data` in the store folder.",
+    )
+    config: Path | None = Field(
+        default=None, description="TOML file that says how to rebuild, such as those in `index/configs`."
+    )
+    max_waiting: int = Field(
+        default=8, ge=0, le=100, description="Builds that may wait for the one that runs; more get 409."
+    )
+
+
 class LogSettings(_Group):
     """What is logged."""
 
@@ -181,6 +196,7 @@ class ServiceSettings(BaseSettings):
     items: ItemSettings = Field(default=ItemSettings(), description="")
     auth: AuthSettings = Field(default=AuthSettings(), description="")
     reload: ReloadSettings = Field(default=ReloadSettings(), description="")
+    builds: BuildSettings = Field(default=BuildSettings(), description="")
     log: LogSettings = Field(default=LogSettings(), description="")
 
     @field_validator("history")
@@ -206,6 +222,11 @@ class ServiceSettings(BaseSettings):
     def history_url(self) -> str:
         """Where events are kept, spelled out."""
         return self.history or f"sqlite:{self.store / 'events.db'}"
+
+    @property
+    def data_folder(self) -> Path:
+        """Where dataset folders are, spelled out."""
+        return self.builds.data or self.store / "data"
 
 
 class SettingsError(ValueError):

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from api_schemas.health import Check, Ready
 from api_schemas.problem import TYPE_PREFIX, Problem
 from index.aliases import AliasStore
+from index.jobs import JobStore
 from index.store import ArtifactStore
 from service.api.access import Access, LoopbackAccess
 from service.api.app import make_app
@@ -28,6 +29,7 @@ from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
+from service.runtime.builds import Builder
 from tests.fakes import (
     FakeCatalogue,
     FakeChanges,
@@ -85,6 +87,13 @@ class Rig:
             shown=shown,
             artifacts=artifacts,
             aliases=AliasStore(artifacts, max_versions=3),
+            builds=Builder(
+                JobStore(artifacts.root, max_waiting=2),
+                store=artifacts.root,
+                data=artifacts.root / "data",
+                config=None,
+                interval_s=60,
+            ),
             items=CatalogueItems(servables=FakeSource(self.servable), catalogue=FakeCatalogue(), changes=self.changes),
             served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at, {}),
             ready=ready,

@@ -1,15 +1,29 @@
 """Who may call: a key with the right scope, or, where no keys are configured, a client on this machine."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from service.api import problems
-from service.api.keys import KeyRing, Scope
+from service.api.keys import Key, KeyRing, Scope
 from service.api.limits import Allowance, RateLimiter
 from service.api.problems import ApiError
 
 _CHALLENGE = ((b"www-authenticate", b'Bearer realm="prismrec"'),)
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request."""
+
+    name: str
+    """As the keys file says; for logs."""
+    id: str
+    """Tells one key from another and does not give it away."""
+
+
+LOOPBACK = Caller("loopback", "")
 
 
 class Access(Protocol):
@@ -28,6 +42,14 @@ class Access(Protocol):
         """
         ...
 
+    def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """Return who sends a request; for the few that must know, as `check` is asked of every one.
+
+        Raises:
+            ApiError: `unauthenticated`.
+        """
+        ...
+
 
 class KeyAccess:
     """Asks for a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
@@ -38,6 +60,17 @@ class KeyAccess:
 
     def check(self, headers: Mapping[bytes, bytes], *, client: str | None, scope: Scope | None) -> Allowance | None:  # noqa: ARG002 - of the protocol
         """Look the key up and compare its scopes."""
+        key = self._key(headers)
+        if scope is not None and scope not in key.scopes:
+            raise ApiError(problems.FORBIDDEN, f"The key has no scope '{scope}'.")
+        return None if key.limit is None else self._limiter.take(key.digest, key.limit)
+
+    def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """Look the key up."""
+        key = self._key(headers)
+        return Caller(key.name, key.digest.hex())
+
+    def _key(self, headers: Mapping[bytes, bytes]) -> Key:
         kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         presented = bearer.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         if not presented:
@@ -49,9 +82,7 @@ class KeyAccess:
         key = self._ring.find(presented)
         if key is None:
             raise ApiError(problems.UNAUTHENTICATED, "The key is not known.", headers=_CHALLENGE)
-        if scope is not None and scope not in key.scopes:
-            raise ApiError(problems.FORBIDDEN, f"The key has no scope '{scope}'.")
-        return None if key.limit is None else self._limiter.take(key.digest, key.limit)
+        return key
 
 
 class LoopbackAccess:
@@ -70,6 +101,10 @@ class LoopbackAccess:
                 "No API keys are configured, so only clients on the service's own machine are served. "
                 "Make a key with 'prismrec-serve new-key' and set PRISMREC_AUTH__KEYS_FILE.",
             )
+
+    def caller(self, headers: Mapping[bytes, bytes]) -> Caller:  # noqa: ARG002 - of the protocol
+        """Return the one caller that there is."""
+        return LOOPBACK
 
 
 def is_loopback(address: str | None) -> bool:

@@ -20,6 +20,7 @@ from service.api.routes.catalogue import catalogue_routes
 from service.api.routes.events import event_routes
 from service.api.routes.interests import interest_routes
 from service.api.routes.items import item_routes
+from service.api.routes.jobs import job_routes
 from service.api.routes.models import model_routes
 from service.api.routes.plumbing import plumbing_routes
 from service.api.routes.recommendations import recommendation_routes
@@ -66,6 +67,7 @@ def make_app(
     app.include_router(interest_routes(parts, border, metrics))
     app.include_router(model_routes(parts, border))
     app.include_router(artefact_routes(parts, border))
+    app.include_router(job_routes(parts, border))
     app.include_router(alias_routes(parts, border))
     app.include_router(plumbing_routes(parts, border, metrics))
     if docs:

@@ -12,6 +12,7 @@ from service.recommend.interests import InterestTimeline
 from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
+from service.runtime.builds import Builder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Parts:
     shown: ShownSlates
     artifacts: ArtifactStore
     aliases: AliasStore
+    builds: Builder
     items: CatalogueItems
     served: Callable[[], Served | None]
     ready: Callable[[], Awaitable[Ready]]

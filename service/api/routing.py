@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from api_schemas.problem import Problem
 from service.api import problems
-from service.api.access import Access
+from service.api.access import Access, Caller
 from service.api.keys import Scope as KeyScope
 from service.api.limits import Allowance
 from service.api.problems import ApiError
@@ -96,6 +96,10 @@ class Border:
         client = scope.get("client")
         trace: Trace = scope[TRACE]
         trace.allowance = self._access.check(trace.headers, client=client[0] if client else None, scope=needs)
+
+    def caller(self, scope: Scope) -> Caller:
+        """Return who sends a request that `check_access` has let in."""
+        return self._access.caller(scope[TRACE].headers)
 
     def guard(self, route: str, *, needs: KeyScope | None) -> Callable[[Request], Awaitable[None]]:
         """Return a FastAPI dependency that checks access and notes the route's name."""

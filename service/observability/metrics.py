@@ -76,6 +76,7 @@ class Metrics:
         self.arms = self._counter(
             "prismrec_experiment_answers_total", "Answers of experiments, by experiment and arm.", ("experiment", "arm")
         )
+        self.builds = self._counter("prismrec_builds_total", "Builds of indexes that have ended, by state.", ("state",))
         self.versions_loaded = self._gauge(
             "prismrec_loaded_versions", "Index versions that a worker holds open.", "livemax"
         )
