@@ -17,7 +17,7 @@ from index.store import ArtefactError, ArtifactStore
 from service.api.keys import SCOPES, new_key
 from service.fork_server import ForkServer
 from service.item_records import export_items, trim_items
-from service.main import Drain, ItemStore, create_app, open_access, open_items, open_store
+from service.main import Drain, create_app, open_access
 from service.observability.logging import SETTING_IGNORED, configure
 from service.recommend.errors import StoreUnavailable
 from service.server import GracefulServer, address_of, listen, run
@@ -30,6 +30,7 @@ from service.settings import (
     settings_markdown,
     unknown_variables,
 )
+from service.stores import ItemStore, open_items, open_store
 from service.supervisor import Supervisor
 from service.worker import work
 

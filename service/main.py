@@ -4,22 +4,16 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 from fastapi import FastAPI
+from prometheus_client import Gauge
 
 from index.aliases import AliasStore
 from index.jobs import JobStore
 from index.store import ArtifactStore
-from service.adapters.redis_keys import RedisLimits
-from service.adapters.sqlite_file import SqliteLimits
-from service.adapters.sqlite_items import SqliteItems
-from service.adapters.sqlite_slates import SqliteSlates
-from service.adapters.sqlite_store import SqliteStore
 from service.api.access import Access, KeyAccess, LoopbackAccess
 from service.api.app import make_app
 from service.api.keys import KeyRing
@@ -40,7 +34,6 @@ from service.recommend.admission import Admission
 from service.recommend.catalogue import CatalogueItems
 from service.recommend.errors import NoServable, StoreUnavailable
 from service.recommend.interests import InterestTimeline
-from service.recommend.ports import SlateLimits, SlateStore
 from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
 from service.runtime.builds import Builder
@@ -51,16 +44,10 @@ from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
 from service.runtime.scenarios import ScenarioReloader
 from service.runtime.servable import LoadedServable, load_servable
-from service.settings import EventSettings, ItemSettings, ServiceSettings
+from service.settings import ServiceSettings
+from service.stores import EventStore, open_answers, open_items, open_slates, open_store
 
 MAINTAIN_EVERY_S = 30.0
-
-if TYPE_CHECKING:
-    from service.adapters.redis_items import RedisItems
-    from service.adapters.redis_store import RedisStore
-
-EventStore: TypeAlias = "SqliteStore | RedisStore"
-ItemStore: TypeAlias = "SqliteItems | RedisItems"
 
 _log = structlog.get_logger()
 
@@ -138,6 +125,8 @@ class Composition:
             stack.push_async_callback(live.close)
             slates = open_slates(settings.history_url, settings.events)
             stack.push_async_callback(slates.close)
+            answers = open_answers(settings.history_url, settings.events)
+            stack.push_async_callback(answers.close)
             shown = ShownSlates(slates, on_dropped=metrics.dropped_slates.inc)
             stack.push_async_callback(shown.flush)
             registry = ServableRegistry()
@@ -204,6 +193,7 @@ class Composition:
                 events=store,
                 users=store.users,
                 shown=shown,
+                answers=answers,
                 artifacts=artifacts,
                 aliases=aliases,
                 builds=builder,
@@ -219,7 +209,8 @@ class Composition:
                 partial(keep_store, store, metrics),
                 shown.serve,
                 builder.serve,
-                partial(count_slates, slates, metrics),
+                partial(count_kept, slates.count, metrics.kept_slates),
+                partial(count_kept, answers.count, metrics.kept_answers),
                 partial(watch_queue, executor, registry, live, metrics),
                 on_failure=self._on_failure,
             ):
@@ -293,11 +284,11 @@ async def keep_store(store: EventStore, metrics: Metrics, *, every_s: float = MA
         await asyncio.sleep(every_s)
 
 
-async def count_slates(slates: SlateStore, metrics: Metrics, *, every_s: float = MAINTAIN_EVERY_S) -> None:
-    """Say for ever how many answers are kept; `keep_store` says when a store is away."""
+async def count_kept(count: Callable[[], Awaitable[int]], gauge: Gauge, *, every_s: float = MAINTAIN_EVERY_S) -> None:
+    """Say for ever how much is kept of something; `keep_store` says when a store is away."""
     while True:
         with contextlib.suppress(StoreUnavailable):
-            metrics.kept_slates.set(await slates.count())
+            gauge.set(await count())
         await asyncio.sleep(every_s)
 
 
@@ -310,74 +301,6 @@ async def watch_queue(
         metrics.waiting.set(executor.num_waiting)
         metrics.changed_items.set(live.num_changed)
         await asyncio.sleep(every_s)
-
-
-def open_store(url: str, events: EventSettings) -> EventStore:
-    """Open the event store that a URL names: `sqlite:PATH` or one that redis-py reads.
-
-    Raises:
-        StoreFileError: The SQLite file can not be opened or is none of ours.
-        ValueError: The Redis URL can not be read.
-    """
-    if url.startswith("sqlite:"):
-        return SqliteStore(
-            Path(url.removeprefix("sqlite:").removeprefix("//")),
-            limits=SqliteLimits(
-                max_events_per_subject=events.max_per_subject,
-                max_blocks_per_subject=events.max_blocks,
-                keep_idle_days=events.keep_idle_days,
-                read_timeout_s=events.read_timeout_s,
-                write_timeout_s=events.write_timeout_s,
-            ),
-        )
-    from service.adapters.redis_store import RedisStore  # a fifth of the start-up time
-
-    return RedisStore(
-        url,
-        limits=RedisLimits(
-            max_events_per_subject=events.max_per_subject,
-            max_blocks_per_subject=events.max_blocks,
-            keep_idle_days=events.keep_idle_days,
-            dedupe_days=events.dedupe_days,
-            read_timeout_s=events.read_timeout_s,
-            write_timeout_s=events.write_timeout_s,
-        ),
-    )
-
-
-def open_items(url: str, events: EventSettings, items: ItemSettings) -> ItemStore:
-    """Open the store of the catalogue's changes: it lies beside the events.
-
-    Raises:
-        StoreFileError: As `open_store`; so is ValueError.
-    """
-    most = items.max_changed
-    if url.startswith("sqlite:"):
-        path = Path(url.removeprefix("sqlite:").removeprefix("//"))
-        return SqliteItems(
-            path, max_items=most, read_timeout_s=events.read_timeout_s, write_timeout_s=events.write_timeout_s
-        )
-    from service.adapters.redis_items import RedisItems  # as above
-
-    return RedisItems(url, max_items=most, read_timeout_s=events.read_timeout_s, write_timeout_s=events.write_timeout_s)
-
-
-def open_slates(url: str, events: EventSettings) -> SlateStore:
-    """Open where answers are kept: on the same Redis as the events, or in a file beside theirs.
-
-    Raises:
-        StoreFileError: The SQLite file can not be opened.
-        ValueError: The Redis URL can not be read.
-    """
-    limits = SlateLimits(
-        ttl_s=events.keep_slates_s, max_slates=events.max_slates, write_timeout_s=events.write_timeout_s
-    )
-    if url.startswith("sqlite:"):
-        path = Path(url.removeprefix("sqlite:").removeprefix("//"))
-        return SqliteSlates(path.with_name(f"{path.stem}-slates{path.suffix}"), limits=limits)
-    from service.adapters.redis_slates import RedisSlates  # a fifth of the start-up time
-
-    return RedisSlates(url, limits=limits)
 
 
 def open_access(settings: ServiceSettings) -> Access:

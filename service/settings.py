@@ -95,6 +95,12 @@ class EventSettings(_Group):
     max_slates: int = Field(
         default=100_000, ge=1, le=100_000_000, description="Answers kept for that at most; the oldest go first."
     )
+    keep_answers_s: Seconds = Field(
+        default=86_400.0, description="A write that brings an `Idempotency-Key` is answered again for so long."
+    )
+    max_answers: int = Field(
+        default=100_000, ge=1, le=100_000_000, description="Keys of that kind kept at most; the oldest go first."
+    )
     keep_idle_days: int = Field(
         default=365, ge=1, le=36_500, description="A user or session without a new event is forgotten after so long."
     )

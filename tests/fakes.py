@@ -19,6 +19,7 @@ from service.recommend.deadline import Deadline
 from service.recommend.errors import BlocksFull, ModelNotFound, ScenarioNotFound, StoreUnavailable
 from service.recommend.items import ItemChange
 from service.recommend.job import Answer, Job
+from service.recommend.once import Claim, KeptAnswer
 from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, ShownSlate, StoredHistory
 from service.recommend.recommender import Recommender
 from service.recommend.rerank import Reranking, rerank
@@ -434,6 +435,42 @@ class FakeSlates:
     async def count(self) -> int:
         self._reach()
         return len(self.slates)
+
+    async def close(self) -> None:
+        return None
+
+
+class FakeAnswers:
+    """Answers by key, in a dict, without bound or end. `away` makes every call fail."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, tuple[str, KeptAnswer | None]] = {}
+        self.away = False
+
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreUnavailable("the fake store is away")
+
+    async def claim(self, key: str, *, token: str) -> Claim | KeptAnswer:
+        self._reach()
+        claimed_by, answer = self.held.setdefault(key, (token, None))
+        return answer or (Claim.OURS if claimed_by == token else Claim.TAKEN)
+
+    async def keep(self, key: str, answer: KeptAnswer, *, token: str) -> bool:
+        self._reach()
+        if self.held.get(key, (token, None))[0] != token:
+            return False
+        self.held[key] = token, answer
+        return True
+
+    async def release(self, key: str, *, token: str) -> None:
+        self._reach()
+        if self.held.get(key) == (token, None):
+            del self.held[key]
+
+    async def count(self) -> int:
+        self._reach()
+        return len(self.held)
 
     async def close(self) -> None:
         return None

@@ -31,6 +31,7 @@ from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
 from service.runtime.builds import Builder
 from tests.fakes import (
+    FakeAnswers,
     FakeCatalogue,
     FakeChanges,
     FakeServable,
@@ -54,6 +55,7 @@ class Rig:
     store: FakeStore = field(default_factory=FakeStore)
     changes: FakeChanges = field(default_factory=FakeChanges)
     slates: FakeSlates = field(default_factory=FakeSlates)
+    answers: FakeAnswers = field(default_factory=FakeAnswers)
     access: Access = field(default_factory=LoopbackAccess)
     admission: Admission = field(default_factory=lambda: Admission(100))
     metrics: Metrics = field(default_factory=Metrics)
@@ -85,6 +87,7 @@ class Rig:
             events=self.store,
             users=self.store.users,
             shown=shown,
+            answers=self.answers,
             artifacts=artifacts,
             aliases=AliasStore(artifacts, max_versions=3),
             builds=Builder(

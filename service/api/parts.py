@@ -9,6 +9,7 @@ from index.aliases import AliasStore
 from index.store import ArtifactStore
 from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
+from service.recommend.once import AnswerStore
 from service.recommend.ports import EventSink, UserStore
 from service.recommend.recommender import Recommender
 from service.recommend.shown import ShownSlates
@@ -36,6 +37,7 @@ class Parts:
     events: EventSink
     users: UserStore
     shown: ShownSlates
+    answers: AnswerStore
     artifacts: ArtifactStore
     aliases: AliasStore
     builds: Builder

@@ -30,7 +30,6 @@ from service.api.problems import ApiError
 from service.recommend.deadline import Deadline
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
-ReadT = TypeVar("ReadT")
 TRACE = "prismrec.trace"
 _JSON = b"application/json"
 _NDJSON = b"application/x-ndjson"
@@ -83,7 +82,8 @@ class Border:
     ) -> None:
         self._access = access
         self._max_body_bytes = max_body_bytes
-        self._body_timeout_s = body_timeout_s
+        self.body_timeout_s = body_timeout_s
+        """How long the next piece of a body may take."""
         self._default_timeout_ms = default_timeout_ms
         self._max_timeout_ms = max_timeout_ms
 
@@ -134,12 +134,12 @@ class Border:
                 raise self._too_large()
             return body
         try:
-            async with asyncio.timeout(self._body_timeout_s):
+            async with asyncio.timeout(self.body_timeout_s):
                 return await self._read_on(message, receive)
         except TimeoutError:
             raise ApiError(
                 problems.REQUEST_TIMEOUT,
-                f"The body did not arrive within {self._body_timeout_s:g} s.",
+                f"The body did not arrive within {self.body_timeout_s:g} s.",
                 headers=[(b"connection", b"close")],
             ) from None
 
@@ -158,12 +158,12 @@ class Border:
         number, held, too_long, more = 1, b"", False, True
         while more:
             try:
-                async with asyncio.timeout(self._body_timeout_s):
+                async with asyncio.timeout(self.body_timeout_s):
                     message = await receive()
             except TimeoutError:
                 raise ApiError(
                     problems.REQUEST_TIMEOUT,
-                    f"Nothing arrived for {self._body_timeout_s:g} s; the lines before line {number} are kept.",
+                    f"Nothing arrived for {self.body_timeout_s:g} s; the lines before line {number} are kept.",
                     headers=[(b"connection", b"close")],
                 ) from None
             if message["type"] != "http.request":
@@ -244,7 +244,7 @@ class Direct(APIRoute):
         answer: type,
         border: Border,
         needs: KeyScope,
-        read: Callable[[bytes], ReadT],
+        read: Callable[[bytes], object],
         summary: str,
         tag: str,
         method: str = "POST",

@@ -65,6 +65,9 @@ class Metrics:
         self.kept_slates = self._gauge(
             "prismrec_kept_slates", "Answers that are kept to be explained or continued.", "livemax"
         )
+        self.kept_answers = self._gauge(
+            "prismrec_kept_answers", "Idempotency-Keys whose requests are known.", "livemax"
+        )
         self.dropped_slates = self._counter(
             "prismrec_dropped_slates_total", "Answers that were to be kept and were not: no room, or no store."
         )

@@ -19,7 +19,18 @@ def test_every_metric_is_documented_and_nothing_else():
 
 
 def test_metric_names_end_in_their_unit():
-    units = ("_total", "_seconds", "_bytes", "_requests", "_versions", "_slates", "_in_flight", "_up", "_items")
+    units = (
+        "_total",
+        "_seconds",
+        "_bytes",
+        "_requests",
+        "_versions",
+        "_slates",
+        "_answers",
+        "_in_flight",
+        "_up",
+        "_items",
+    )
     assert [name for name in Metrics().names() if not name.endswith(units)] == []
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Path
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +16,7 @@ from api_schemas.problem import FieldProblem
 from index.aliases import AliasConflict, AliasState, NoSuchAlias, Precondition
 from index.store import ArtefactError, ArtifactStore
 from service.api import problems
+from service.api.once import keyed
 from service.api.parts import PartsSource
 from service.api.problems import ApiError
 from service.api.routing import PROBLEM_RESPONSES, Border, json_body, parse, secured, trace_of
@@ -48,7 +50,7 @@ Named = Annotated[Scenario, Path(description="The scenario; `default` is the one
 
 def alias_routes(parts: PartsSource, border: Border) -> APIRouter:
     """Return the endpoints."""
-    router = APIRouter(tags=["control"], responses=PROBLEM_RESPONSES)
+    router = APIRouter(tags=["control"], responses=PROBLEM_RESPONSES, route_class=keyed(APIRoute, parts, border))
     read_target = parse(AliasTarget)
     guard = [Depends(border.guard("/v1/aliases/{scenario}", needs="admin"))]
     changing = {**secured("admin"), "parameters": _CONDITIONS}

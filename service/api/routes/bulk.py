@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Depends
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from api_schemas.catalogue import MAX_LINE_BYTES, MAX_LINES, BulkAnswer, DeleteLine, PatchLine, PutLine
 from api_schemas.problem import FieldProblem, Problem
 from service.api import problems
+from service.api.once import keyed
 from service.api.parts import PartsSource
 from service.api.problems import ApiError
 from service.api.routes.catalogue import patch_of, put_of
@@ -40,7 +42,7 @@ _LINE_SCHEMA = {
 
 def bulk_routes(parts: PartsSource, border: Border) -> APIRouter:
     """Return the endpoint."""
-    router = APIRouter(tags=["items"], responses=PROBLEM_RESPONSES)
+    router = APIRouter(tags=["items"], responses=PROBLEM_RESPONSES, route_class=keyed(APIRoute, parts, border))
 
     @router.post(
         PATH,

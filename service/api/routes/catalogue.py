@@ -4,6 +4,7 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path
+from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from api_schemas.catalogue import ItemAnswer, ItemChanged, ItemPatch, ItemPut
 from api_schemas.fields import ExternalId
 from api_schemas.problem import FieldProblem
 from service.api import problems
+from service.api.once import keyed
 from service.api.parts import PartsSource
 from service.api.problems import ApiError
 from service.api.routing import PROBLEM_RESPONSES, Border, Direct, Trace, parse, secured
@@ -55,7 +57,7 @@ def catalogue_routes(parts: PartsSource, border: Border) -> list[BaseRoute]:
             raise result
         return {"item_id": edit.item_id, "seq": result}
 
-    router = APIRouter(tags=["items"], responses=PROBLEM_RESPONSES)
+    router = APIRouter(tags=["items"], responses=PROBLEM_RESPONSES, route_class=keyed(APIRoute, parts, border))
     guarded = [Depends(border.guard(ROUTE, needs="admin"))]
 
     @router.get(
@@ -87,12 +89,13 @@ def catalogue_routes(parts: PartsSource, border: Border) -> list[BaseRoute]:
         """Delete an item. 200 means that this is on disk: it is in no further answer, and counts as unknown."""
         return _json(await _apply(ItemEdit(ItemId(item_id), "delete")))
 
+    write = keyed(Direct, parts, border)
     return [
-        Direct(
+        write(
             PATH, put_item, method="PUT", body=ItemPut, answer=ItemChanged, border=border, needs="admin",
             read=parse(ItemPut), summary="Add or replace an item", tag="items",
         ),
-        Direct(
+        write(
             PATH, patch_item, method="PATCH", body=ItemPatch, answer=ItemChanged, border=border, needs="admin",
             read=parse(ItemPatch), summary="Change an item", tag="items",
         ),

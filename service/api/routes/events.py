@@ -7,6 +7,7 @@ from api_schemas.events import Event, EventsAnswer, EventsRequest
 from api_schemas.problem import FieldProblem
 from service.api import problems
 from service.api.lists import ReadList, read_list
+from service.api.once import keyed
 from service.api.parts import PartsSource
 from service.api.routing import Border, Direct, Trace
 from service.api.translate import event_of
@@ -77,7 +78,7 @@ def event_routes(
         }
 
     return [
-        Direct(
+        keyed(Direct, parts, border)(
             "/v1/events",
             record,
             body=EventsRequest,

@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Path, Query
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +16,7 @@ from api_schemas.problem import FieldProblem
 from index.jobs import JobConflict, NoSuchJob
 from index.store import ArtefactError, ArtifactStore
 from service.api import problems
+from service.api.once import keyed
 from service.api.parts import PartsSource
 from service.api.problems import ApiError
 from service.api.routing import PROBLEM_RESPONSES, Border, json_body, parse, secured
@@ -36,7 +38,7 @@ Named = Annotated[JobId, Path(description="As `POST /v1/indexes` gave it.")]
 
 def job_routes(parts: PartsSource, border: Border) -> APIRouter:
     """Return the endpoints."""
-    router = APIRouter(tags=["control"], responses=PROBLEM_RESPONSES)
+    router = APIRouter(tags=["control"], responses=PROBLEM_RESPONSES, route_class=keyed(APIRoute, parts, border))
     read_request = parse(IndexRequest)
 
     @router.post(

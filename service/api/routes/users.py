@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api_schemas.fields import ExternalId
 from api_schemas.users import BlocksAnswer, EventsPage, EventsQuery, KeptEvent, MergeAnswer, MergeRequest
 from service.api.cursors import read_cursor, write_cursor
+from service.api.once import keyed
 from service.api.parts import PartsSource
 from service.api.routing import PROBLEM_RESPONSES, Border, SegmentRoute, json_body, parse, secured
 from service.recommend import ports
@@ -30,7 +31,7 @@ _BLOCK = f"{_BLOCKS}/{{item_id}}"
 
 def user_routes(parts: PartsSource, border: Border, *, clock: Callable[[], float] = time.time) -> APIRouter:
     """Return the endpoints."""
-    router = APIRouter(tags=["users"], responses=PROBLEM_RESPONSES, route_class=SegmentRoute)
+    router = APIRouter(tags=["users"], responses=PROBLEM_RESPONSES, route_class=keyed(SegmentRoute, parts, border))
     read_merge = parse(MergeRequest)
 
     @router.get(
