@@ -14,12 +14,12 @@ WORKDIR /src
 RUN python -m venv /opt/venv
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt . && python -m compileall -q /opt/venv
+    pip install --constraint constraints.txt ".[otel]" && python -m compileall -q /opt/venv
 
 FROM build-service AS build-training
 # torch first and alone: its pinned version decides the build, before anything else can ask for another one.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install "$(grep '^torch==' constraints.txt)" && pip install --constraint constraints.txt ".[train]"
+    pip install "$(grep '^torch==' constraints.txt)" && pip install --constraint constraints.txt ".[otel,train]"
 
 FROM base AS training
 COPY --from=build-training /opt/venv /opt/venv

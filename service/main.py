@@ -30,6 +30,7 @@ from service.observability.logging import (
     STORE_RECOVERED,
 )
 from service.observability.metrics import Metrics
+from service.observability.tracing import is_wanted
 from service.recommend.admission import Admission
 from service.recommend.catalogue import CatalogueItems
 from service.recommend.errors import NoServable, StoreUnavailable
@@ -106,6 +107,7 @@ class Composition:
             log_requests=self._settings.log.requests,
             max_future_s=self._settings.events.max_future_s,
             docs=http.docs,
+            traced=is_wanted(os.environ),
         )
 
     def _running(self) -> Parts:

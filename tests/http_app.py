@@ -121,6 +121,7 @@ class Rig:
             log_requests=False,
             max_future_s=600,
             docs=True,
+            traced=False,
         )
 
     def client(self, *, address: str = "127.0.0.1", host: str = "localhost", **headers: str) -> httpx2.AsyncClient:

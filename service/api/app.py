@@ -1,6 +1,6 @@
 """The HTTP application: routes, envelope and errors put together. What the endpoints work with comes from elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 
 from fastapi import FastAPI
@@ -28,6 +28,8 @@ from service.api.routes.users import user_routes
 from service.api.routing import Border
 from service.observability.metrics import Metrics
 
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+
 
 def make_app(
     parts: PartsSource,
@@ -39,6 +41,7 @@ def make_app(
     log_requests: bool,
     max_future_s: float,
     docs: bool,
+    traced: bool,
 ) -> FastAPI:
     """Return the application.
 
@@ -51,12 +54,28 @@ def make_app(
         log_requests: Log every request.
         max_future_s: How far an event's time may lie ahead of the clock.
         docs: Offer `/docs` and `/openapi.json`.
+        traced: Send a trace of each request to where the environment says.
     """
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Metrics and logs have their own way out. What is off here costs requests nothing; the default costs 8 us.
+        telemetry={
+            "tracing": traced,
+            "auto_configure": traced,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "exclude": _is_probe,
+        },
+    )
     app.openapi = partial(_described, app)  # type: ignore[method-assign]  # FastAPI's own way to change it
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _pass_on)
-    app.add_middleware(Envelope, metrics=metrics, is_draining=is_draining, log_requests=log_requests)
+    app.add_middleware(Envelope, metrics=metrics, is_draining=is_draining, log_requests=log_requests, traced=traced)
     # the first routes are found first: what is called most comes first
     app.router.routes += recommendation_routes(parts, border, metrics)
     app.router.routes += event_routes(parts, border, metrics, max_future_s=max_future_s)
@@ -73,6 +92,11 @@ def make_app(
     if docs:
         app.router.routes += description_routes(app)
     return app
+
+
+def _is_probe(scope: MutableMapping[str, object]) -> bool:
+    """Tell requests that come every few seconds and say nothing."""
+    return scope.get("path") in _PROBES
 
 
 async def _pass_on(_request: Request, error: Exception) -> Response:

@@ -13,8 +13,9 @@ from api_schemas.problem import FieldProblem
 from service.api import problems
 from service.api.problems import ApiError, Reply, reply_to
 from service.api.routing import TRACE, Trace
-from service.observability.logging import REQUEST_ANSWERED, REQUEST_FAILED, request_id
+from service.observability.logging import REQUEST_ANSWERED, REQUEST_FAILED, request
 from service.observability.metrics import STAGES, Metrics
+from service.observability.tracing import describe_span
 
 _log = structlog.get_logger()
 
@@ -22,11 +23,14 @@ _log = structlog.get_logger()
 class Envelope:
     """Pure ASGI middleware: no task, no queue and no request object of its own."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, is_draining: Callable[[], bool], log_requests: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, is_draining: Callable[[], bool], log_requests: bool, traced: bool
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._is_draining = is_draining
         self._log_requests = log_requests
+        self._traced = traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and see to its answer."""
@@ -34,7 +38,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         trace = scope[TRACE] = Trace(dict(scope["headers"]))
-        token = request_id.set(trace.request_id)
+        token = request.set(trace)
         self._metrics.in_flight.inc()
         started = False
 
@@ -57,9 +61,9 @@ class Envelope:
                 raise
             await self._say(error, scope, send_out, trace)
         finally:
-            request_id.reset(token)
             self._metrics.in_flight.dec()
             self._count(trace)
+            request.reset(token)
 
     def _complete(self, message: Message, trace: Trace) -> None:
         """Add the headers that every answer has."""
@@ -75,6 +79,14 @@ class Envelope:
         if self._is_draining():
             headers.append((b"connection", b"close"))  # so that its next request goes to another replica
         message["headers"] = headers
+        if self._traced:
+            describe_span(
+                route=trace.route,
+                request_id=trace.request_id,
+                problem=trace.problem,
+                timings_ms=trace.timings_ms,
+                took_ms=trace.took_ms(),
+            )
 
     async def _say(self, error: Exception, scope: Scope, send: Send, trace: Trace) -> None:
         if isinstance(error, HTTPException | RequestValidationError):
@@ -94,7 +106,6 @@ class Envelope:
         if self._log_requests:
             _log.info(
                 REQUEST_ANSWERED,
-                request_id=trace.request_id,
                 route=trace.route,
                 status=trace.status,
                 took_ms=round(seconds * 1e3, 3),

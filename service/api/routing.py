@@ -27,6 +27,7 @@ from service.api.access import Access, Caller
 from service.api.keys import Scope as KeyScope
 from service.api.limits import Allowance
 from service.api.problems import ApiError
+from service.observability.tracing import trace_id_of
 from service.recommend.deadline import Deadline
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -56,6 +57,11 @@ class Trace:
         self.status = 0
         self.allowance: Allowance | None = None
         self.problem: str | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the request belongs to (W3C Trace Context); None: to none."""
+        return trace_id_of(self.headers.get(b"traceparent"))
 
     def took_ms(self) -> float:
         """Return the milliseconds since the request came in."""

@@ -7,7 +7,7 @@ passwords. What the standard library logs (uvicorn, redis) goes through the same
 import logging
 import sys
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
@@ -30,8 +30,23 @@ WORKER_STARTED = "worker_started"
 WORKER_DIED = "worker_died"
 FORK_SERVER_DIED = "fork_server_died"
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Set for the time of a request; every line logged meanwhile carries it."""
+
+class Named(Protocol):
+    """A request, as far as log lines name it. It is asked when a line is written: most requests write none."""
+
+    @property
+    def request_id(self) -> str:
+        """Ours, or the caller's."""
+        ...
+
+    @property
+    def trace_id(self) -> str | None:
+        """Of the trace that it belongs to; None: of none."""
+        ...
+
+
+request: ContextVar[Named | None] = ContextVar("request", default=None)
+"""Set for the time of a request; every line logged meanwhile carries its ids."""
 
 
 def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
@@ -40,7 +55,7 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_request_id,
+        _add_ids,
     ]
     last: list[Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
@@ -79,8 +94,11 @@ def _traceback_without_locals() -> ExceptionDictTransformer:
     return ExceptionDictTransformer(show_locals=False)
 
 
-def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    current = request_id.get()
+def _add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    current = request.get()
     if current is not None:
-        event["request_id"] = current
+        event["request_id"] = current.request_id
+        trace_id = current.trace_id
+        if trace_id is not None:
+            event["trace_id"] = trace_id
     return event

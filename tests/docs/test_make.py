@@ -102,10 +102,9 @@ def test_the_images_start_scripts_that_exist_and_copy_from_stages_that_exist():
         assert not re.search(r"pip|apt-get", body), f"{stage} installs something"
 
 
-def test_the_service_image_asks_for_no_extra_and_proves_its_health_where_readiness_is():
+def test_the_service_image_asks_for_what_sends_traces_and_no_other_extra_and_proves_its_health_where_readiness_is():
     install = re.search(r"^FROM base AS build-service\n(.*?)^FROM ", DOCKERFILE, re.MULTILINE | re.DOTALL)[1]
-    assert re.search(r"pip install --constraint constraints.txt \.(\s|$)", install)
-    assert "[train]" not in install
+    assert re.findall(r"pip install --constraint constraints.txt (\S+)", install) == ['".[otel]"']
     assert "/readyz" in re.search(r"^HEALTHCHECK .*?^ENTRYPOINT", DOCKERFILE, re.MULTILINE | re.DOTALL)[0]
 
 

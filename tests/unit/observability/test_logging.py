@@ -8,8 +8,9 @@ import re
 import pytest
 import structlog
 
+from service.api.routing import Trace
 from service.observability import logging as module
-from service.observability.logging import configure, request_id
+from service.observability.logging import configure, request
 from tests.http_app import Rig
 
 
@@ -36,12 +37,23 @@ def test_a_line_is_one_json_object_with_its_level_and_time(log):
 
 
 def test_lines_of_a_request_carry_its_id(log):
-    token = request_id.set("r-1")
+    token = request.set(Trace({b"x-request-id": b"r-1"}))
     structlog.get_logger().info("something_happened")
     logging.getLogger("redis").warning("said by a library")
-    request_id.reset(token)
+    request.reset(token)
     structlog.get_logger().info("something_else_happened")
     assert [line.get("request_id") for line in log()] == ["r-1", "r-1", None]
+
+
+def test_lines_of_a_request_carry_the_trace_that_it_belongs_to(log):
+    given = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    token = request.set(Trace({b"traceparent": given}))
+    structlog.get_logger().info("something_happened")
+    request.reset(token)
+    token = request.set(Trace({}))
+    structlog.get_logger().info("something_else_happened")
+    request.reset(token)
+    assert [line.get("trace_id") for line in log()] == ["4bf92f3577b34da6a3ce929d0e0e4736", None]
 
 
 async def test_a_failure_of_ours_is_logged_with_its_trace_and_without_the_body_or_the_key(log):
