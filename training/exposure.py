@@ -1,10 +1,12 @@
 """How exposed new items are in a content model with learned ids, by known items that are taken for new ones.
 
-Legend: `N` items of the catalogue, `X` of them taken for new, `B` users, `Q` queries, `D` width.
+Legend: `N` items of the catalogue, `X` of them taken for new, `B` users, `M` modalities, `P` parts, `Q` queries, `D`
+width.
 """
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from api_schemas.manifest import MAX_EXPOSURE, MIN_EXPOSURE, ColdItems
@@ -40,8 +42,10 @@ def measure_exposure(
     mixed_ND, (own_X, _) = known_ND.clone(), ids.table()
     order_X = torch.from_numpy(np.random.default_rng([seed, 29]).permutation(len(own_X)))
     new_X = own_X[order_X[: max(1, round(len(own_X) * _HELD_OUT))]]
-    mixed_ND[new_X] = model.encode_items(*catalogue.inputs(new_X))
-    some = slice(None, None, -(-len(users) // MAX_USERS))
+    features, presence_XM = catalogue.inputs(new_X)
+    presence_XP = F.pad(presence_XM, (0, 1), value=True)  # an item of a catalogue has an id, whatever its content
+    mixed_ND[new_X] = model.fuse(model.project(features, presence_XM), presence_XP)
+    some = slice(None, None, max(1, -(-len(users) // MAX_USERS)))
     rows_BL, mask_BL = (torch.from_numpy(array) for array in pad_histories(users, some, length=model.history_length))
     queries_BQD: Tensor = model.encode_users(known_ND[rows_BL], mask_BL)
     ratio = exposure_ratio(model.score, queries_BQD, mixed_ND, new_X, users.histories[some])

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 from training.augment import AugmentConfig
-from training.config import ContentRun, OptimConfig
+from training.config import ContentRun
 from training.models import DemureConfig
+from training.sections import OptimConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def test_every_shipped_configuration_trains(path, toy_dataset, tmp_path):
     "options",
     [
         ["negatives.kind=sampled", "negatives.law=log_uniform", "negatives.count=40", "negatives.log_q=true"],
-        ["optim.precision=bfloat16", "optim.schedule=cosine", "optim.warmup_steps=3"],
+        ["optim.precision=bfloat16", "optim.schedule=cosine", "optim.warmup_steps=3", "model.ids=true"],
         ["conditioning.kind=scale", "model.pooling=column", "model.scale=none", "model.feed_forward=linear"],
     ],
     ids=["sampled", "bfloat16", "readings"],

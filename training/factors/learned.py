@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.config import LearnedConfig
 from training.factors.encoders import MeanEncoder
 from training.factors.fold_in import ItemTables, padded
+from training.sections import LearnedConfig
 
 _MAP_SHARE = 1e-2
 """Step of the map, in deviations of its numbers: what was fitted in closed form moves slowly."""

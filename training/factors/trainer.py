@@ -16,7 +16,7 @@ from torch import Tensor
 
 from index.dataset import Dataset
 from training.checkpoint import RunState, StageReport, read_checkpoint, save_checkpoint
-from training.config import FactorOptimConfig, FactorRun
+from training.config import FactorRun
 from training.data.catalogue import Catalogue
 from training.data.interactions import Interactions, read_interactions
 from training.data.split import HeldOut, Split, make_split
@@ -32,6 +32,7 @@ from training.factors.stages import Carry, Stage
 from training.models import IdModel, LearnedUsers
 from training.pretraining.features import prepare
 from training.progress import Observer
+from training.sections import FactorOptimConfig
 from training.trainer import Interrupted, TrainingError, run_digest
 
 _REPORT_EVERY_STEPS = 10

@@ -36,10 +36,10 @@ class LearnedIds(nn.Module):
         """
         states_BS: Tensor = self.ids_IS
         own_B1 = self.trained_I1
+        if chance is not None:  # drawn for all, so that a step does not depend on which items it encodes
+            own_B1 = own_B1 & (torch.rand(own_B1.shape, generator=chance, device=own_B1.device) >= self._dropout)
         if rows_B is not None:
             states_BS, own_B1 = F.embedding(rows_B, states_BS), own_B1[rows_B]
-        if chance is not None:
-            own_B1 = own_B1 & (torch.rand(own_B1.shape, generator=chance, device=own_B1.device) >= self._dropout)
         return torch.where(own_B1, states_BS, self.unknown_S)
 
     def table(self) -> tuple[Tensor, Tensor]:

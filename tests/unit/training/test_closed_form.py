@@ -1,23 +1,15 @@
 """Two tables give the weights of EASE and item-kNN back: exactly with all directions, most of them with a few."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from index.bundle import Bundle
 from index.dataset import Dataset
 from index.explain import explain
-from index.features import from_dataset
-from index.item_encoder import ItemEncoder
 from index.store import ArtifactStore
 from tests.factor_runs import config_of, publishable, run
-from training.baselines import ease, item_knn, run_baselines
-from training.data.interactions import read_interactions
-from training.data.split import SplitConfig, make_split
-from training.evaluate_bundle import judge_bundle
+from training.baselines import ease, item_knn
 from training.factors.closed_form import ease_factors, nearest_factors
-from training.factors.gate import gate_users
-from training.factors.serving import check_servable
 from training.publish import publish_bundle
 
 NUM_ITEMS = 30
@@ -89,51 +81,6 @@ def test_what_a_past_item_adds_is_its_weight_and_all_together_are_the_score(kind
     weights_KL = (tables.items_ID[candidates] @ tables.rows_IH[past].T).numpy()
     np.testing.assert_allclose(found.history_KL, weights_KL, atol=1e-6)
     np.testing.assert_allclose(found.history_KL.sum(axis=1), found.scores_K, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def popularity(toy_dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("popularity")
-    config, dataset = config_of("popularity", "model.history_length=4", split="users"), Dataset.open(toy_dataset)
-    trained = run(config, toy_dataset, folder / "checkpoints")
-    check_servable(trained.served, config)
-    store = ArtifactStore(folder / "store")
-    version = publish_bundle(store, **publishable(trained, config, dataset))
-    return trained, dataset, Bundle.open(store.open_bundle(version)[0])
-
-
-def test_popularity_is_the_share_of_training_users_and_the_same_for_everybody(popularity):
-    trained, dataset, bundle = popularity
-    interactions = read_interactions(dataset)
-    split = make_split(interactions, SplitConfig(kind="users"), seed=0)
-    kept, _ = gate_users(split, seed=0, seen="mask")
-    share = kept.popularity(split.train_users) / len(split.train_users)
-    np.testing.assert_allclose(trained.served.tables.items_ID[:, 0], share, rtol=1e-6)
-    rows = np.stack([np.ones((4, 1), np.float32), np.zeros((4, 1), np.float32)])
-    for mask in (np.ones((2, 4), np.bool_), np.zeros((2, 4), np.bool_)):
-        np.testing.assert_array_equal(bundle.encode_users(rows, mask), np.ones((2, 1, 1)))
-    (baseline, *_) = run_baselines(split)
-    judged = judge_bundle(bundle, dataset, which="test", num_explained=0, on_progress=lambda *_: None)
-    assert judged.metrics["recall@20"] == pytest.approx(baseline.test["recall@20"], abs=0.03), "some users are the gate"
-
-
-def test_nobody_has_a_new_item_and_no_past_item_speaks_for_a_popular_one(popularity):
-    _, dataset, bundle = popularity
-    inputs = from_dataset(dataset, slice(0, 5), bundle.manifest.modalities)
-    encoder = ItemEncoder(bundle)
-    assert not encoder.encode(inputs, np.full(5, -1)).candidates.any()
-    items = encoder.encode(inputs, encoder.known_rows(pa.chunked_array([dataset.item_ids[:5]])))
-    found = explain(
-        bundle,
-        method="decomposition",
-        states_LMS=items.states[:2],
-        presence_LM=items.presence[:2],
-        candidate_states_KMS=items.states[2:],
-        candidate_presence_KM=items.presence[2:],
-    )
-    assert not found.history_KL.any()
-    np.testing.assert_allclose(found.contributions_KM[:, -1], found.scores_K, rtol=1e-6)
-    assert bundle.manifest.cold_items is None
 
 
 def test_a_catalogue_too_large_for_all_pairs_is_refused(toy_dataset, tmp_path, monkeypatch):

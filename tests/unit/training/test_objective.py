@@ -55,11 +55,12 @@ def test_every_parameter_gets_a_gradient(toy_dataset, negatives, ids):
     assert without == []
 
 
-def test_encoding_only_what_a_step_touches_changes_nothing(toy_dataset, monkeypatch):
+@pytest.mark.parametrize("ids", [False, True])
+def test_encoding_only_what_a_step_touches_changes_nothing(toy_dataset, monkeypatch, ids):
     negatives = SampledSoftmaxConfig(law="log_uniform", count=20, log_q=True)
-    whole = World(toy_dataset, negatives=negatives)
+    whole = World(toy_dataset, negatives=negatives, ids=ids)
     monkeypatch.setattr(module, "_ENCODE_WHOLE_BELOW", 0)
-    part = World(toy_dataset, negatives=negatives)
+    part = World(toy_dataset, negatives=negatives, ids=ids)
     gradients = []
     for world in (whole, part):
         losses = world.losses()

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.config import LearnedConfig
 from training.factors.cold import balancing_shift, nearest_sample
 from training.factors.encoders import AttentionEncoder, MeanEncoder
 from training.factors.fold_in import FoldInMap, ItemTables, padded, pool
 from training.factors.imputers import NearestImputer
 from training.factors.learned import learn
+from training.sections import LearnedConfig
 
 DIM = 4
 
