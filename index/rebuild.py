@@ -29,6 +29,7 @@ from index.progress import Reporter, silent
 from index.snapshot import INDEX_FILE, QUERIES_FILE, RANKER_FOLDER, IndexSnapshot
 from index.store import UNPUBLISHED, ArtefactError, ArtifactStore
 from index.tables import Table, TableWriter
+from index.trimmed import check_complete
 
 EXACT_FACTORY = "Flat"
 
@@ -87,9 +88,10 @@ def rebuild(
     Raises:
         ArtefactError: A bundle can not be opened, or the new snapshot does not pass its check.
         ValueError: The dataset or the configuration can not be used, or a bundle not for this; names the field, or file
-            and row.
+            and row. Or the dataset lacks changes of items that are kept nowhere else any more.
         OSError: The disk is full or fails.
     """
+    check_complete(store, dataset)
     settings = config or RebuildConfig()
     num_threads = settings.num_threads or len(os.sched_getaffinity(0))
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from api_schemas.item_records import ItemRecordsEnd
 from index.store import ArtifactStore
+from index.trimmed import note_trimmed
 from service.recommend.items import ItemChanges, state_of
 
 _PAGE = 200
@@ -52,6 +53,7 @@ async def trim_items(changes: ItemChanges, store: ArtifactStore) -> tuple[int, i
 
     Raises:
         ArtefactError: One of the two can not be read.
+        OSError: That they are forgotten can not be noted in the store of versions.
         StoreUnavailable: The changes can not be reached.
         ValueError: There is no current index, or it has folded in changes of another store.
     """
@@ -60,4 +62,6 @@ async def trim_items(changes: ItemChanges, store: ArtifactStore) -> tuple[int, i
         raise ValueError(f"{store.root}: no index is current")
     versions = [current, store.rollback_target()]
     up_to = min(store.open_snapshot(version)[1].changes_seq for version in versions if version is not None)
+    # First: should we be killed between the two, a rebuild is refused that could be done, not the other way round.
+    note_trimmed(store, up_to=up_to)
     return up_to, await changes.trim_changes(up_to=up_to)

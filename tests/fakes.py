@@ -17,7 +17,7 @@ from service.recommend.admission import Admission
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
 from service.recommend.errors import BlocksFull, ModelNotFound, ScenarioNotFound, StoreUnavailable
-from service.recommend.items import ItemChange
+from service.recommend.items import Catalogue, ItemChange
 from service.recommend.job import Answer, Job
 from service.recommend.once import Claim, KeptAnswer
 from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged, ShownSlate, StoredHistory
@@ -496,11 +496,12 @@ class InlineCompute:
         return work()
 
 
-def recommender_of(servable) -> Recommender:
-    """Return a recommender of one servable, with no events, that computes on the loop."""
+def recommender_of(servable, *, history: FakeStore | None = None, catalogue: Catalogue | None = None) -> Recommender:
+    """Return a recommender of one servable, by default with no events and no changes, that computes on the loop."""
     return Recommender(
         servables=FakeSource(servable),
-        history=FakeStore(),
+        history=history or FakeStore(),
+        catalogue=catalogue,
         compute=InlineCompute(),
         admission=Admission(4),
         store_timeout_s=1.0,

@@ -12,7 +12,8 @@ from index.cli import app as index_app
 from index.dataset import Dataset
 from index.dataset_validate import validate
 from index.fold import fold
-from index.store import ArtifactStore
+from index.store import ArtefactError, ArtifactStore
+from index.trimmed import check_complete, note_trimmed, trimmed_to
 from service.cli import app as service_app
 from tests import bundles
 from tests.conftest import told
@@ -98,6 +99,9 @@ async def test_a_rebuild_folds_the_changes_in_and_answers_stay_what_they_are(toy
         await follow(client, version)
         said = await asyncio.to_thread(told, service_app, *trim)
         assert said == "changes up to 6 are in the indexes; 2 changed or hidden items are kept"
+        with pytest.raises(ValueError, match="up to 0, and those up to 6 were trimmed: rebuild from a folder"):
+            await asyncio.to_thread(bundles.make_snapshot, artefacts, toy_store.dataset, bundle=toy_store.bundle)
+        assert artefacts.current() == version
         assert plain(await answers(client)) == plain(before)
         await client.patch("/v1/items/i0032", json={"available": True})
         assert where(await answers(client), "i0032") >= {"model", "popular"}
@@ -106,6 +110,32 @@ async def test_a_rebuild_folds_the_changes_in_and_answers_stay_what_they_are(toy
         assert where(found, "i0032") >= {"model", "popular"}
         assert where(found, "hidden") | where(found, "i0033") == set()
         assert plain({"model": found["model"]})["model"].items() >= plain({"model": before["model"]})["model"].items()
+
+
+def test_a_rebuild_is_refused_only_where_changes_are_forgotten_that_the_dataset_lacks(toy_store, store):
+    artefacts, old = ArtifactStore(store), Dataset.open(toy_store.dataset)
+    assert trimmed_to(artefacts) == 0
+    note_trimmed(artefacts, up_to=0)
+    check_complete(artefacts, old)
+    note_trimmed(artefacts, up_to=4)
+    note_trimmed(artefacts, up_to=3)
+    assert trimmed_to(artefacts) == 4, "what is forgotten does not come back"
+    result = CliRunner().invoke(
+        index_app,
+        ["rebuild", "--store", str(store), "--bundle", toy_store.bundle, "--data", str(toy_store.dataset)],
+    )
+    assert result.exit_code == 1
+    assert f"{toy_store.dataset}: has the changes of items up to 0, and those up to 4 were trimmed" in " ".join(
+        result.output.split()
+    )
+    manifest = json.loads((toy_store.dataset / "dataset.json").read_text())
+    elsewhere = store.parent / "elsewhere"
+    shutil.copytree(toy_store.dataset, elsewhere)
+    (elsewhere / "dataset.json").write_text(json.dumps({**manifest, "changes_seq": 4}))
+    check_complete(artefacts, Dataset.open(elsewhere))
+    (store / "TRIMMED").write_text('{"schema_version": 2, "changes_seq": 4}')
+    with pytest.raises(ArtefactError, match="TRIMMED: schema_version"):
+        check_complete(artefacts, old)
 
 
 async def test_what_was_trimmed_can_not_be_folded_into_a_data_set_that_lacks_it(toy_store, tmp_path):

@@ -7,14 +7,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 
-from tests.http_app import Rig
-
-
-class Everybody:
-    """Lets everybody in: this is about bodies."""
-
-    def check(self, headers, *, client, scope):
-        return None
+from tests.http_app import Everybody, Rig
 
 
 @schemathesis.serializer("application/x-ndjson")

@@ -2,24 +2,34 @@
 
 import asyncio
 import math
+from contextlib import suppress
 from dataclasses import replace
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from index.dataset import Dataset
+from index.store import ArtifactStore
 from service.recommend import sources
 from service.recommend.answer import answer_jobs
 from service.recommend.deadline import Deadline
+from service.recommend.errors import ItemNotFound
 from service.recommend.history import basis_for
-from service.recommend.job import Job
+from service.recommend.job import NO_HISTORY, Job
 from service.recommend.ports import StoredHistory
 from service.recommend.rerank import Reranking, rerank
 from service.recommend.sources import encode_users
-from service.recommend.types import Filter, HistoryItem, ItemId, Query, Without, user_subject
-from tests.fakes import WIDTHS, FakeRanker, FakeServable, recommender_of
+from service.recommend.types import Event, Filter, HistoryItem, ItemId, Query, Without, user_subject
+from service.runtime import overlay
+from service.runtime.live import LiveCatalogue
+from service.runtime.servable import load_servable
+from tests.fakes import WIDTHS, FakeRanker, FakeServable, FakeStore, recommender_of
+from tests.live_world import NUM_ITEMS as NUM_LIVE
+from tests.live_world import World, changes, ids
 
 NUM_ITEMS = 24
 SERVABLE = FakeServable(NUM_ITEMS, length=4)
@@ -65,21 +75,24 @@ def make_job(query: Query, stored: StoredHistory) -> Job:
 jobs = st.builds(make_job, queries, stored)
 
 
-def admissible(job: Job) -> set[str]:
-    """Say in other words than the core's what may be shown, without regard to scores."""
-    query = job.query
-    shown = {f"i{row}" for row in np.flatnonzero(SERVABLE.select(query.filter).mask_N)}
-    shown -= query.exclude_item_ids | set(job.stored.blocked_item_ids)
+def admissible(query: Query, stored: StoredHistory, passing: set[str] | None = None) -> set[str]:
+    """Say in other words than the core's what may be shown, without regard to scores.
+
+    `passing` is what there is, is not hidden and passes the query's filter; by default of the fake version.
+    """
+    if passing is None:
+        passing = {f"i{row}" for row in np.flatnonzero(SERVABLE.select(query.filter).mask_N)}
+    shown = passing - query.exclude_item_ids - set(stored.blocked_item_ids)
     if query.candidate_item_ids is not None:
         shown &= set(query.candidate_item_ids)
     if not query.include_seen:
-        shown -= set(job.stored.item_ids) | {item.item_id for item in query.history or ()}
+        shown -= set(stored.item_ids) | {item.item_id for item in query.history or ()}
     return shown
 
 
 def check(job: Job, items) -> None:
     shown = [item.item_id for item in items]
-    allowed = admissible(job)
+    allowed = admissible(job.query, job.stored)
     assert set(shown) <= allowed
     assert len(set(shown)) == len(shown) <= job.query.k
     assert [item.rank for item in items] == list(range(1, len(items) + 1))
@@ -188,7 +201,7 @@ def test_every_path_shows_what_may_be_shown_and_pages_never_repeat(query, num_pa
 
 async def _walk(query: Query, num_pages: int) -> None:
     recommender = recommender_of(SERVABLE)
-    allowed, shown, after = admissible(Job(SERVABLE, query, NEVER)), [], None
+    allowed, shown, after = admissible(query, NO_HISTORY), [], None
     for _ in range(num_pages):
         page = replace(query, store=True, after=after)
         off = replace(page, without=Without(("text",), frozenset({ItemId("i3")})))
@@ -203,3 +216,94 @@ async def _walk(query: Query, num_pages: int) -> None:
         assert [item.item_id for item in again.items] == [line.item_id for line in explanation.items] == wanted
         shown += wanted
         after = slate.recommendation_id
+
+
+there = st.one_of(ids, ids, st.sampled_from([ItemId(f"i{number:04d}") for number in range(NUM_LIVE)] + [ItemId("x")]))
+live_queries = st.builds(
+    Query,
+    subject=st.just(user_subject("ann")),
+    history=st.one_of(st.none(), st.lists(st.builds(HistoryItem, item_id=there), max_size=4).map(tuple)),
+    k=st.integers(1, NUM_LIVE + 5),
+    filter=st.builds(
+        Filter,
+        categories_any=st.sampled_from([(), (), ("travel", "x")]),
+        categories_all=st.sampled_from([(), (), ("y",)]),
+        categories_none=st.sampled_from([(), ("music",), ("x",)]),
+        attributes=st.sampled_from([{}, {}, {"year": tuple(range(1990, 2010))}]),
+    ),
+    exclude_item_ids=st.frozensets(there, max_size=12),
+    candidate_item_ids=st.one_of(st.none(), st.none(), st.lists(there, max_size=30).map(tuple)),
+    include_seen=st.booleans(),
+    min_score=st.sampled_from([None, None, 0.0]),
+    diversity=st.sampled_from([0.0, 0.4, 1.0]),
+)
+
+
+@pytest.fixture(scope="module")
+def toy(toy_store):
+    servable = load_servable(ArtifactStore(toy_store.store), toy_store.snapshot)
+    yield servable, Dataset.open(toy_store.dataset)
+    servable.release()
+
+
+@given(
+    st.lists(changes, max_size=10),
+    st.lists(changes, max_size=4),
+    live_queries,
+    st.lists(there, max_size=6),
+    st.frozensets(there, max_size=12),
+    st.sampled_from([overlay.MAX_EXTRA, 2]),
+)
+@settings(max_examples=80, deadline=None)
+def test_what_is_hidden_deleted_blocked_or_filtered_is_shown_on_no_path(
+    toy, before, between, query, events, blocked, max_extra
+):
+    """All at once, and changing while somebody turns pages."""
+    servable, data = toy
+    world, store = World.of(data), FakeStore()
+    store.blocked[query.subject] = dict.fromkeys(blocked, 0.0)
+    store.events[query.subject] = [
+        Event(f"e{place}", query.subject, item_id, "click", float(place)) for place, item_id in enumerate(events)
+    ]
+    catalogue = LiveCatalogue(world.log)
+    catalogue.prepare(servable)
+    recommender = recommender_of(servable, history=store, catalogue=catalogue)
+
+    async def walk() -> None:
+        shown, after = set(), None
+        for what in (before, between, ()):
+            for change in what:
+                world.change(data, change)
+            await catalogue.fresh(servable)  # as a worker does that is told of a change with a history
+            passing, page = world.passing(query.filter), replace(query, store=True, after=after)
+            allowed = admissible(query, await store.history(query.subject, limit=100), passing) - shown
+            for what_may_be, items in await _all_paths(recommender, page, allowed, passing):
+                found = [item.item_id for item in items]
+                assert set(found) <= what_may_be
+                assert len(set(found)) == len(found) <= query.k
+            slate = await recommender.recommend(page, deadline=NEVER)
+            if query.min_score is None:
+                assert len(slate.items) == min(query.k, len(allowed))
+            shown |= {item.item_id for item in slate.items}
+            after = slate.recommendation_id
+
+    with mock.patch.object(overlay, "MAX_EXTRA", max_extra):
+        asyncio.run(walk())
+
+
+async def _all_paths(recommender, page, allowed, passing):
+    """Return what may be shown and what is, of every path that recommends something."""
+    off = replace(page, without=Without(("text",), frozenset({ItemId("i0004")})))
+    what_if = await recommender.what_if(off, deadline=NEVER)
+    explained, _ = await recommender.explain(replace(page, explain="summary"), deadline=NEVER)
+    lists = {"k": page.k, "restriction": page.filter, "deadline": NEVER}
+    paths = [
+        (allowed, (await recommender.recommend(replace(page, store=False), deadline=NEVER)).items),
+        (allowed, what_if.before.items),
+        (allowed, what_if.after.items),
+        (allowed, explained.items),
+        (passing, (await recommender.popular(**lists)).items),
+    ]
+    with suppress(ItemNotFound):
+        paths.append((passing - {"i0008"}, (await recommender.similar(ItemId("i0008"), **lists)).items))
+    return paths
