@@ -1,8 +1,8 @@
 """ArtifactStore: versions are published whole, verified before they are read, and named by one `CURRENT` file.
 
 Layout: `STORE/versions/<version>/...`, `STORE/CURRENT` (one line, a snapshot's version), `STORE/CURRENT.log` (one JSON
-line a change, so that a rollback knows where to), `STORE/aliases/` (`index.aliases`), `STORE/.lock`, and
-`STORE/versions/.tmp-*` for what is being written.
+line a change, so that a rollback knows where to), `STORE/aliases/` (`index.aliases`), `STORE/jobs/` (`index.jobs`),
+`STORE/.lock`, and `STORE/versions/.tmp-*` for what is being written.
 
 Whoever writes a `.tmp-` folder holds a lock on it that the kernel drops with the process, so `prune` can tell a folder
 that is being written from one whose writer was killed. The same lock, shared, keeps a version that is in use from being

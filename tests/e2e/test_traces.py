@@ -61,10 +61,11 @@ def collector():
     collector.close()
 
 
-def test_a_request_continues_the_callers_trace_with_a_span_for_each_stage(toy_store, tmp_path, collector):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_continues_the_callers_trace_with_a_span_for_each_stage(toy_store, tmp_path, collector, workers):
     service = Service(
         toy_store.store,
-        *("--history", f"sqlite:{tmp_path}/events.db"),
+        *("--history", f"sqlite:{tmp_path}/events.db", "--workers", str(workers)),
         log=tmp_path / "log",
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
         OTEL_BSP_SCHEDULE_DELAY="50",
