@@ -42,6 +42,10 @@ _PAIRS_AT_ONCE = 65_536
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
+_SHRINKING = ort.RunOptions()
+_SHRINKING.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+"""For what is run once: the memory that it needed goes back."""
+
 _RUN_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, ValueError)
 
 
@@ -224,7 +228,7 @@ class Bundle:
             if not given or not expected:
                 raise ArtefactError(path, f"has no case for {name}")
             try:
-                values = self._sessions[name].run(list(expected), given)
+                values = self._sessions[name].run(list(expected), given, _SHRINKING)
             except _RUN_ERRORS as error:
                 raise ArtefactError(path, f"{name} does not run on it: {_one_line(error)}") from error
             for tensor, value in zip(expected, values, strict=True):

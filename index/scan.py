@@ -71,7 +71,9 @@ class ScanIndex:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         graph = integer_product(codes_DN, zero_point=_ZERO_POINT)
-        self._run = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        vars(session).pop("_model_bytes", None)  # kept to make the session anew, which nobody does: the table, twice
+        self._run = session.run
 
     def search(self, queries_BD: Vectors, *, k: int, allowed: Selection | None) -> tuple[Vectors, Rows]:
         """Return the k best allowed rows, of which there must be as many, and their scores `[B, k]`."""

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from service.adapters.redis_keys import RedisLimits
 from service.adapters.sqlite_answers import SqliteAnswers
-from service.adapters.sqlite_file import SqliteLimits
 from service.adapters.sqlite_items import SqliteItems
 from service.adapters.sqlite_side_file import side_path
 from service.adapters.sqlite_slates import SqliteSlates
 from service.adapters.sqlite_store import SqliteStore
 from service.recommend.once import AnswerLimits, AnswerStore
-from service.recommend.ports import SlateLimits, SlateStore
+from service.recommend.ports import EventLimits, SlateLimits, SlateStore
 from service.settings import EventSettings, ItemSettings
 
 if TYPE_CHECKING:
@@ -29,30 +27,19 @@ def open_store(url: str, events: EventSettings) -> EventStore:
         StoreFileError: The SQLite file can not be opened or is none of ours.
         ValueError: The Redis URL can not be read.
     """
+    limits = EventLimits(
+        max_events_per_subject=events.max_per_subject,
+        max_blocks_per_subject=events.max_blocks,
+        keep_idle_days=events.keep_idle_days,
+        dedupe_days=events.dedupe_days,
+        read_timeout_s=events.read_timeout_s,
+        write_timeout_s=events.write_timeout_s,
+    )
     if url.startswith("sqlite:"):
-        return SqliteStore(
-            Path(url.removeprefix("sqlite:").removeprefix("//")),
-            limits=SqliteLimits(
-                max_events_per_subject=events.max_per_subject,
-                max_blocks_per_subject=events.max_blocks,
-                keep_idle_days=events.keep_idle_days,
-                read_timeout_s=events.read_timeout_s,
-                write_timeout_s=events.write_timeout_s,
-            ),
-        )
+        return SqliteStore(Path(url.removeprefix("sqlite:").removeprefix("//")), limits=limits)
     from service.adapters.redis_store import RedisStore  # a fifth of the start-up time
 
-    return RedisStore(
-        url,
-        limits=RedisLimits(
-            max_events_per_subject=events.max_per_subject,
-            max_blocks_per_subject=events.max_blocks,
-            keep_idle_days=events.keep_idle_days,
-            dedupe_days=events.dedupe_days,
-            read_timeout_s=events.read_timeout_s,
-            write_timeout_s=events.write_timeout_s,
-        ),
-    )
+    return RedisStore(url, limits=limits)
 
 
 def open_items(url: str, events: EventSettings, items: ItemSettings) -> ItemStore:

@@ -1,36 +1,28 @@
-"""Which keys there are in Redis, and how much is kept under them."""
+"""Which keys of users and events there are in Redis, and how long they live."""
 
 from dataclasses import dataclass
 
+from service.recommend.ports import EventLimits
 from service.recommend.types import Subject
 
 DAY_MS = 86_400_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisLimits:
-    """How much is kept, and how long a call may take."""
+def subject_ms(limits: EventLimits) -> int:
+    """Return how long a subject's keys live without a new event."""
+    return limits.keep_idle_days * DAY_MS
 
-    max_events_per_subject: int = 500
-    max_blocks_per_subject: int = 1_000
-    keep_idle_days: int = 365
-    """A subject without a new event for so many days is forgotten."""
-    dedupe_days: int = 7
-    """An event id is known for so long, or until its event is trimmed."""
-    read_timeout_s: float = 0.05
-    write_timeout_s: float = 2.0
-    max_waiting: int = 10_000
+
+def event_id_ms(limits: EventLimits) -> int:
+    """Return how long an event id is known; not longer than the event."""
+    return min(limits.dedupe_days, limits.keep_idle_days) * DAY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class EventKeys:
+    """Names of keys."""
+
     prefix: str = "prismrec:"
-
-    @property
-    def subject_ms(self) -> int:
-        """How long a subject's keys live without a new event."""
-        return self.keep_idle_days * DAY_MS
-
-    @property
-    def event_id_ms(self) -> int:
-        """How long an event id is known; not longer than the event."""
-        return min(self.dedupe_days, self.keep_idle_days) * DAY_MS
 
     @property
     def seq_key(self) -> str:

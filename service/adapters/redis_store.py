@@ -16,10 +16,10 @@ from service.adapters import redis_scripts as scripts
 from service.adapters.batcher import Batcher
 from service.adapters.redis_client import Script, connect, say
 from service.adapters.redis_items import changes_seq_key
-from service.adapters.redis_keys import RedisLimits
+from service.adapters.redis_keys import EventKeys, event_id_ms, subject_ms
 from service.adapters.redis_users import RedisUsers
 from service.recommend.errors import StoreUnavailable
-from service.recommend.ports import StoredHistory
+from service.recommend.ports import EventLimits, StoredHistory
 from service.recommend.types import Event, Subject
 
 _EMPTY = StoredHistory()
@@ -30,13 +30,14 @@ _Append = tuple[Event, ...]
 class RedisStore:
     """`HistoryStore` and `EventSink` on one Redis server; `users` is the `UserStore` on the same."""
 
-    def __init__(self, url: str, *, limits: RedisLimits | None = None) -> None:
+    def __init__(self, url: str, *, limits: EventLimits | None = None) -> None:
         """Prepare connections; the first call opens them.
 
         Raises:
             ValueError: The URL is none that redis-py reads.
         """
-        self.limits = limits or RedisLimits()
+        self.limits = limits or EventLimits()
+        self._keys = EventKeys()
         self.durable: bool | None = None
         """Whether the server writes to disk before it answers; None while it is not known."""
         self._reads = connect(url, timeout_s=self.limits.read_timeout_s)
@@ -47,7 +48,7 @@ class RedisStore:
         )
         self._read_script = Script(self._reads, scripts.READ)
         self._append_script = Script(self._writes, scripts.APPEND)
-        self.users = RedisUsers(reads=self._reads, writes=self._writes, limits=self.limits)
+        self.users = RedisUsers(reads=self._reads, writes=self._writes, keys=self._keys, limits=self.limits)
 
     async def history(self, subject: Subject, *, limit: int) -> StoredHistory:
         """Return the last `limit` events and all blocks; see the port."""
@@ -90,8 +91,8 @@ class RedisStore:
         return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
 
     async def _read(self, jobs: Sequence[_Read]) -> list[StoredHistory]:
-        history_key, blocks_key = self.limits.history_key, self.limits.blocks_key
-        keys = [changes_seq_key(self.limits.prefix)]
+        history_key, blocks_key = self._keys.history_key, self._keys.blocks_key
+        keys = [changes_seq_key(self._keys.prefix)]
         keys += chain.from_iterable([(history_key(subject), blocks_key(subject)) for subject, _ in jobs])
         *answers, changes_seq = await self._read_script(keys, [limit for _, limit in jobs])
         seq = int(cast("str", changes_seq))
@@ -99,17 +100,17 @@ class RedisStore:
 
     async def _append(self, jobs: Sequence[_Append]) -> list[tuple[bool, ...]]:
         """Write all jobs with one script: all or none of them is kept."""
-        limits, id_prefix = self.limits, self.limits.event_id_prefix
-        keys = [limits.seq_key]
+        names, id_prefix = self._keys, self._keys.event_id_prefix
+        keys = [names.seq_key]
         arguments: list[str | int] = [
-            limits.max_events_per_subject,
-            limits.subject_ms,
-            limits.event_id_ms,
+            self.limits.max_events_per_subject,
+            subject_ms(self.limits),
+            event_id_ms(self.limits),
             id_prefix,
         ]
         for event in (event for job in jobs for event in job):
             subject = event.subject
-            keys += (limits.history_key(subject), limits.blocks_key(subject), id_prefix + event.event_id)
+            keys += (names.history_key(subject), names.blocks_key(subject), id_prefix + event.event_id)
             occurred_us = round(event.occurred_at * 1e6)
             rest = [event.event_id, event.type, event.value, event.recommendation_id]
             arguments += (occurred_us, f"{_bare_json([event.item_id, occurred_us])}\x1f{_bare_json(rest)}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 from service.adapters import redis_scripts as scripts
 from service.adapters.batcher import Batcher
 from service.adapters.redis_client import Answer, Script
-from service.adapters.redis_keys import RedisLimits
+from service.adapters.redis_keys import EventKeys, subject_ms
 from service.recommend.errors import BlocksFull
-from service.recommend.ports import NEWEST, Block, EventPlace, KeptEvent, Merged
+from service.recommend.ports import NEWEST, Block, EventLimits, EventPlace, KeptEvent, Merged
 from service.recommend.types import Event, ItemId, Subject
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _Call = tuple[Script, Sequence[str], Sequence[str | int]]
 class RedisUsers:
     """`UserStore` on one Redis server."""
 
-    def __init__(self, *, reads: "redis.Redis", writes: "redis.Redis", limits: RedisLimits) -> None:
+    def __init__(self, *, reads: "redis.Redis", writes: "redis.Redis", keys: EventKeys, limits: EventLimits) -> None:
+        self._keys = keys
         self._limits = limits
         reader = Batcher[_Call, Answer](_run, max_batch=1, max_waiting=limits.max_waiting)
         writer = Batcher[_Call, Answer](_run, max_batch=1, max_waiting=limits.max_waiting)
@@ -36,22 +37,22 @@ class RedisUsers:
 
     async def events(self, subject: Subject, *, before: EventPlace = NEWEST, limit: int) -> tuple[KeptEvent, ...]:
         """Return the latest events before a place, newest first; see the port."""
-        keys = [self._limits.history_key(subject)]
+        keys = [self._keys.history_key(subject)]
         members = await self._list_events(keys, [before.occurred_us, f"{before.seq:016x}", limit])
         return tuple([_event(subject, cast("str", member)) for member in members])
 
     async def erase(self, subject: Subject) -> None:
         """Forget a subject; see the port."""
-        await self._erase(self._limits.subject_keys(subject), [self._limits.event_id_prefix])
+        await self._erase(self._keys.subject_keys(subject), [self._keys.event_id_prefix])
 
     async def merge(self, source: Subject, *, into: Subject) -> Merged:
         """Make what one subject did another's; see the port."""
-        limits = self._limits
+        keys, limits = self._keys, self._limits
         if source == into:
             return Merged()
         moved = await self._merge(
-            [limits.seq_key, limits.history_key(into), limits.blocks_key(into), *limits.subject_keys(source)],
-            [limits.max_events_per_subject, limits.max_blocks_per_subject, limits.subject_ms, limits.event_id_prefix],
+            [keys.seq_key, keys.history_key(into), keys.blocks_key(into), *keys.subject_keys(source)],
+            [limits.max_events_per_subject, limits.max_blocks_per_subject, subject_ms(limits), keys.event_id_prefix],
         )
         if not moved:
             raise BlocksFull(limits.max_blocks_per_subject)
@@ -61,19 +62,19 @@ class RedisUsers:
         """Never show an item to a subject again; see the port."""
         limits = self._limits
         done = await self._block(
-            [limits.history_key(subject), limits.blocks_key(subject)],
-            [item_id, round(at * 1e6), limits.max_blocks_per_subject, limits.subject_ms],
+            [self._keys.history_key(subject), self._keys.blocks_key(subject)],
+            [item_id, round(at * 1e6), limits.max_blocks_per_subject, subject_ms(limits)],
         )
         if not done:
             raise BlocksFull(limits.max_blocks_per_subject)
 
     async def unblock(self, subject: Subject, item_id: ItemId) -> None:
         """Take a block back; see the port."""
-        await self._unblock([self._limits.blocks_key(subject)], [item_id])
+        await self._unblock([self._keys.blocks_key(subject)], [item_id])
 
     async def blocks(self, subject: Subject) -> tuple[Block, ...]:
         """Return what is blocked, the latest first; see the port."""
-        found = cast("Sequence[str]", await self._list_blocks([self._limits.blocks_key(subject)], []))
+        found = cast("Sequence[str]", await self._list_blocks([self._keys.blocks_key(subject)], []))
         return tuple([Block(ItemId(item), int(us) / 1e6) for item, us in zip(found[::2], found[1::2], strict=True)])
 
     async def close(self) -> None:

@@ -15,23 +15,11 @@ from service.adapters import sqlite_schema as sql
 from service.adapters.batch_thread import BatchThread
 from service.adapters.sqlite_connection import HealingConnection
 from service.recommend.errors import Conflict, StoreUnavailable
+from service.recommend.ports import EventLimits
 from service.recommend.types import Subject
 
 Y = TypeVar("Y")
 _DAY_S = 86_400
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SqliteLimits:
-    """How much is kept, and how long a call may take."""
-
-    max_events_per_subject: int = 500
-    max_blocks_per_subject: int = 1_000
-    keep_idle_days: int = 365
-    """A subject without a new event for so many days is forgotten."""
-    read_timeout_s: float = 0.25
-    write_timeout_s: float = 5.0
-    max_waiting: int = 10_000
 
 
 @dataclass(slots=True)
@@ -46,7 +34,7 @@ class SubjectRow:
 class Turn:
     """One transaction, which all writes of a turn share; knows the subjects that it has touched."""
 
-    def __init__(self, connection: sqlite3.Connection, *, day: int, limits: SqliteLimits, is_scrubbed: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, day: int, limits: EventLimits, is_scrubbed: bool) -> None:
         self.connection = connection
         self.day = day
         """Days since the epoch, now."""
@@ -106,7 +94,7 @@ _Write = Callable[[Turn], object]
 class SqliteFile:
     """The file, shared by all that is kept in it."""
 
-    def __init__(self, path: Path, *, limits: SqliteLimits, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, limits: EventLimits, clock: Callable[[], float] = time.time) -> None:
         """Open or make the file.
 
         Raises:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from service.adapters import sqlite_schema as sql
-from service.adapters.sqlite_file import SqliteFile, SqliteLimits, Turn, forget_rows
+from service.adapters.sqlite_file import SqliteFile, Turn, forget_rows
 from service.adapters.sqlite_users import SqliteUsers
-from service.recommend.ports import StoredHistory
+from service.recommend.ports import EventLimits, StoredHistory
 from service.recommend.types import Event, Subject
 
 _EMPTY = StoredHistory()
@@ -22,14 +22,14 @@ class SqliteStore:
     durable = True
 
     def __init__(
-        self, path: Path, *, limits: SqliteLimits | None = None, clock: Callable[[], float] = time.time
+        self, path: Path, *, limits: EventLimits | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         """Open or make the file.
 
         Raises:
             StoreFileError: It is not a database of ours, or can not be opened or made.
         """
-        self._file = SqliteFile(path, limits=limits or SqliteLimits(), clock=clock)
+        self._file = SqliteFile(path, limits=limits or EventLimits(), clock=clock)
         self.users = SqliteUsers(self._file)
 
     async def history(self, subject: Subject, *, limit: int) -> StoredHistory:

@@ -96,6 +96,21 @@ class ShownSlate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventLimits:
+    """How much is kept of users and sessions, and how long a call may take."""
+
+    max_events_per_subject: int = 500
+    max_blocks_per_subject: int = 1_000
+    keep_idle_days: int = 365
+    """A subject without a new event for so many days is forgotten."""
+    dedupe_days: int = 7
+    """Where event ids do not stay as long as their events: one is known for so long, or until its event is trimmed."""
+    read_timeout_s: float = 0.25
+    write_timeout_s: float = 5.0
+    max_waiting: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlateLimits:
     """How much of what was shown is kept, and how long a call may take."""
 

@@ -1,20 +1,19 @@
 """Reloader: follows the store's `CURRENT`. A new version is loaded and verified off the loop, then swapped in.
 
-A version that is refused is tried once, not again and again, until `CURRENT` is written anew; the version before it
-goes on answering. What may pass by itself (no memory, a disk that does not answer) is tried again, ever more rarely.
+While a version is refused, the one before it goes on answering. When it is tried again: `service.runtime.loading`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import structlog
 
 from index.store import ArtefactError, ArtifactStore
 from service.recommend.deadline import Clock
-from service.runtime.loading import FIRST_RETRY_S, LONGEST_RETRY_S, Load, Refusal, load_in_thread
+from service.recommend.servable import Servable
+from service.runtime.loading import Attempt, Load, Refusal, load_in_thread
 from service.runtime.registry import ServableRegistry
 from service.runtime.scenarios import ScenarioReloader
 
@@ -78,12 +77,7 @@ class Reloader:
         self._scenarios = scenarios
         self._clock = clock
         self._loading: str | None = None
-        self._refused: Refusal | None = None
-        self._settled: _Seen | None = None
-        """What `CURRENT` was when it was followed or refused for good."""
-        self._trying: _Seen | None = None
-        self._retry_at = 0.0
-        self._retry_after_s = FIRST_RETRY_S
+        self._attempt: Attempt[_Seen] | None = None
 
     def status(self) -> ReloaderStatus:
         """Return what is loaded, what is being loaded and what was refused."""
@@ -92,7 +86,7 @@ class Reloader:
             current=current.version.index_version if current else None,
             previous=previous.version.index_version if previous else None,
             loading=self._loading,
-            refused=self._refused,
+            refused=None if self._attempt is None else self._attempt.refusal,
             refused_scenarios={} if self._scenarios is None else dict(self._scenarios.refused),
         )
 
@@ -113,12 +107,10 @@ class Reloader:
 
     async def _check_current(self) -> None:
         seen = await asyncio.to_thread(self._look)
-        if seen == self._settled or (seen == self._trying and self._clock() < self._retry_at):
-            return
-        if seen != self._trying:
-            self._trying, self._retry_after_s = seen, FIRST_RETRY_S
-        if await self._follow(seen):
-            self._settled = seen
+        if self._attempt is None or self._attempt.stamp != seen:
+            self._attempt = Attempt(seen, clock=self._clock, before=self._attempt)
+        if self._attempt.is_due:
+            await self._follow(seen, self._attempt)
 
     def _look(self) -> _Seen:
         try:
@@ -131,53 +123,41 @@ class Reloader:
         except ArtefactError as error:
             return _Seen(None, str(error), stamp)
 
-    async def _follow(self, seen: _Seen) -> bool:
-        """Make the registry follow; return whether the matter is settled."""
+    async def _follow(self, seen: _Seen, attempt: Attempt[_Seen]) -> None:
+        """Make the registry follow."""
         if seen.problem is not None:
-            self._refuse(None, seen.problem, final=True)
-            return True
+            self._refused(attempt.refuse(None, seen.problem))
+            return
         current, previous = self._registry.current, self._registry.previous
         if seen.version is None or (current is not None and current.version.index_version == seen.version):
-            self._refused = None
-            return True
+            attempt.succeed()
+            return
+        started = self._clock()
         if previous is not None and previous.version.index_version == seen.version:
             self._registry.roll_back()
-            self._swapped(seen.version, 0.0)
-            return True
-        held = self._registry.find(seen.version)
-        if held is not None and held.retain():  # a scenario has it
+        else:
+            held = self._registry.find(seen.version)
+            if held is None or not held.retain():  # no scenario has it
+                try:
+                    held = await self._load_version(seen.version)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the version that answers goes on
+                    if isinstance(error, MemoryError):
+                        self._registry.forget_previous()  # the next attempt has its room
+                    self._refused(attempt.fail(seen.version, error))
+                    return
             self._registry.swap(held)
-            self._swapped(seen.version, 0.0)
-            return True
-        return await self._load_and_swap(seen.version)
+        attempt.succeed()
+        seconds = self._clock() - started
+        _log.info(SERVABLE_SWAPPED, index_version=seen.version, seconds=round(seconds, 3))
+        self._on_swapped(seen.version, seconds)
 
-    async def _load_and_swap(self, version: str) -> bool:
-        started = self._clock()
+    async def _load_version(self, version: str) -> Servable:
         self._loading = version
         try:
-            servable = await load_in_thread(self._load, version)
-        except ArtefactError as error:
-            self._refuse(version, str(error), final=True)
-            return True
-        except Exception as error:  # noqa: BLE001 - whatever it is, the version that answers goes on
-            if isinstance(error, MemoryError):
-                self._registry.forget_previous()  # the next attempt has its room
-            self._refuse(version, f"{type(error).__name__}: {error}", final=False)
-            self._retry_at = self._clock() + self._retry_after_s
-            self._retry_after_s = min(2 * self._retry_after_s, LONGEST_RETRY_S)
-            return False
+            return await load_in_thread(self._load, version)
         finally:
             self._loading = None
-        self._registry.swap(servable)
-        self._swapped(version, self._clock() - started)
-        return True
 
-    def _swapped(self, version: str, seconds: float) -> None:
-        self._refused = None
-        _log.info(SERVABLE_SWAPPED, index_version=version, seconds=round(seconds, 3))
-        self._on_swapped(version, seconds)
-
-    def _refuse(self, version: str | None, reason: str, *, final: bool) -> None:
-        self._refused = Refusal(version, reason, datetime.now(UTC), final)
-        _log.error(SERVABLE_REFUSED, index_version=version, reason=reason, final=final)
-        self._on_refused(version, reason)
+    def _refused(self, refusal: Refusal) -> None:
+        _log.error(SERVABLE_REFUSED, index_version=refusal.version, reason=refusal.reason, final=refusal.final)
+        self._on_refused(refusal.version, refusal.reason)

@@ -1,15 +1,12 @@
 """ScenarioReloader: follows the store's aliases. What an alias names is loaded and verified before it answers.
 
 An alias is followed whole or not at all: while one of its versions is refused, the scenario goes on with what answered
-it, and the refusal is named. As for `CURRENT`, what is wrong for good is tried once for each writing of the alias, and
-what may pass by itself is tried again, ever more rarely.
+it, and the refusal is named. When it is tried again: `service.runtime.loading`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import structlog
 
@@ -19,7 +16,7 @@ from index.store import ArtefactError
 from service.recommend.deadline import Clock
 from service.recommend.servable import Servable
 from service.recommend.types import Assignment
-from service.runtime.loading import FIRST_RETRY_S, LONGEST_RETRY_S, Load, Refusal, load_in_thread
+from service.runtime.loading import Attempt, Load, Refusal, load_in_thread
 from service.runtime.registry import LoadedArm, ServableRegistry
 
 SCENARIO_CHANGED = "scenario_changed"
@@ -28,16 +25,6 @@ SCENARIO_DROPPED = "scenario_dropped"
 
 _log = structlog.get_logger()
 Stamp = tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """What was last done about one writing of an alias."""
-
-    stamp: Stamp
-    settled: bool = False
-    retry_at: float = 0.0
-    retry_after_s: float = FIRST_RETRY_S
 
 
 class ScenarioReloader:
@@ -69,13 +56,12 @@ class ScenarioReloader:
         self._max_versions = max_versions
         self._on_refused = on_refused
         self._clock = clock
-        self._attempts: dict[str, _Attempt] = {}
-        self._refused: dict[str, Refusal] = {}
+        self._attempts: dict[str, Attempt[Stamp]] = {}
 
     @property
     def refused(self) -> Mapping[str, Refusal]:
         """The last refusal of each scenario, as long as its alias still asks for it."""
-        return self._refused
+        return {name: one.refusal for name, one in self._attempts.items() if one.refusal is not None}
 
     async def check(self) -> None:
         """Look at all aliases once and follow them. Never raises for a bad version or a bad file."""
@@ -85,11 +71,11 @@ class ScenarioReloader:
         for scenario, stamp in stamps.items():
             attempt = self._attempts.get(scenario)
             if attempt is None or attempt.stamp != stamp:
-                attempt = self._attempts[scenario] = _Attempt(stamp)
-            if not attempt.settled and self._clock() >= attempt.retry_at:
+                attempt = self._attempts[scenario] = Attempt(stamp, clock=self._clock, before=attempt)
+            if attempt.is_due:
                 await self._follow(scenario, attempt)
 
-    async def _follow(self, scenario: str, attempt: _Attempt) -> None:
+    async def _follow(self, scenario: str, attempt: Attempt[Stamp]) -> None:
         if scenario not in self._registry.scenarios:
             self._registry.set_scenario(scenario, ())  # from now on it is known: not there yet, rather than not found
         version: str | None = None
@@ -104,18 +90,20 @@ class ScenarioReloader:
             arms.sort(key=lambda arm: order[arm.assignment.arm if arm.assignment is not None else ""])
         except NoSuchAlias:  # removed just now: the next look forgets it
             return
-        except ArtefactError as error:
-            attempt.settled = True
-            self._refuse(scenario, version, str(error), final=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, what answers goes on
             if isinstance(error, MemoryError):
                 self._registry.forget_previous()  # the next attempt has its room
-            attempt.retry_at = self._clock() + attempt.retry_after_s
-            attempt.retry_after_s = min(2 * attempt.retry_after_s, LONGEST_RETRY_S)
-            self._refuse(scenario, version, f"{type(error).__name__}: {error}", final=False)
+            refusal = attempt.fail(version, error)
+            _log.error(
+                SCENARIO_REFUSED,
+                scenario=scenario,
+                index_version=version,
+                reason=refusal.reason,
+                final=refusal.final,
+            )
+            self._on_refused(version, refusal.reason)
         else:
-            attempt.settled = True
-            self._refused.pop(scenario, None)
+            attempt.succeed()
             self._registry.set_scenario(scenario, arms)
             arms = []
             _log.info(SCENARIO_CHANGED, scenario=scenario, index_versions=list(target.versions))
@@ -135,14 +123,8 @@ class ScenarioReloader:
         if len(others.union(target.versions)) > self._max_versions:
             raise ArtefactError(scenario, f"scenarios name more than {self._max_versions} versions")
 
-    def _refuse(self, scenario: str, version: str | None, reason: str, *, final: bool) -> None:
-        self._refused[scenario] = Refusal(version, reason, datetime.now(UTC), final)
-        _log.error(SCENARIO_REFUSED, scenario=scenario, index_version=version, reason=reason, final=final)
-        self._on_refused(version, reason)
-
     def _forget(self, scenario: str) -> None:
         del self._attempts[scenario]
-        self._refused.pop(scenario, None)
         self._registry.drop_scenario(scenario)
         _log.info(SCENARIO_DROPPED, scenario=scenario)
 

@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from service.adapters.redis_keys import RedisLimits
 from service.adapters.redis_store import RedisStore
-from service.adapters.sqlite_file import SqliteLimits
 from service.adapters.sqlite_store import SqliteStore
+from service.recommend.ports import EventLimits
 from tests.processes import RedisServer
 from tests.stores import CAP, MAX_BLOCKS
 
@@ -32,9 +31,9 @@ async def make_store(request, tmp_path) -> AsyncIterator[MakeStore]:
 
     async def make():
         if request.param == "redis":
-            store = RedisStore(server.url, limits=RedisLimits(**bounds, write_timeout_s=5))
+            store = RedisStore(server.url, limits=EventLimits(**bounds, write_timeout_s=5))
         else:
-            store = SqliteStore(tmp_path / "events.db", limits=SqliteLimits(**bounds))
+            store = SqliteStore(tmp_path / "events.db", limits=EventLimits(**bounds))
         opened.append(store)
         return store
 

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.adapters.redis_items import RedisItems
-from service.adapters.redis_store import RedisLimits, RedisStore
+from service.adapters.redis_store import RedisStore
 from service.adapters.sqlite_items import SqliteItems
-from service.adapters.sqlite_store import SqliteLimits, SqliteStore
+from service.adapters.sqlite_store import SqliteStore
 from service.recommend.errors import ChangesFull, StoreUnavailable
 from service.recommend.items import ItemChange
+from service.recommend.ports import EventLimits
 from service.recommend.types import Event, ItemId, user_subject
 from tests.processes import RedisServer
 
@@ -45,9 +46,9 @@ async def make(request, tmp_path) -> AsyncIterator:
 
     def events():
         opened.append(
-            RedisStore(server.url, limits=RedisLimits(read_timeout_s=2))
+            RedisStore(server.url, limits=EventLimits(read_timeout_s=2))
             if request.param == "redis"
-            else SqliteStore(tmp_path / "events.db", limits=SqliteLimits(read_timeout_s=2))
+            else SqliteStore(tmp_path / "events.db", limits=EventLimits(read_timeout_s=2))
         )
         return opened[-1]
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from service.adapters.redis_keys import RedisLimits
 from service.adapters.redis_store import RedisStore
-from service.adapters.sqlite_file import SqliteLimits
 from service.adapters.sqlite_schema import SCHEMA_VERSION, StoreFileError
 from service.adapters.sqlite_store import SqliteStore
 from service.recommend.errors import StoreUnavailable
+from service.recommend.ports import EventLimits
 from service.recommend.types import Event, ItemId, user_subject
 from tests.processes import RedisServer
 
@@ -38,7 +37,7 @@ async def items(store, subject=ANN):
 
 async def test_a_database_that_another_process_holds_is_away_and_comes_back(tmp_path):
     path = tmp_path / "events.db"
-    store = SqliteStore(path, limits=SqliteLimits(write_timeout_s=0.05))
+    store = SqliteStore(path, limits=EventLimits(write_timeout_s=0.05))
     await store.append([event(1)])
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -181,7 +180,7 @@ async def test_the_first_start_of_several_workers_makes_one_database(tmp_path):
 
 async def test_who_is_idle_for_too_long_is_forgotten_and_their_event_ids_too(tmp_path):
     now = [1_800_000_000.0]
-    store = SqliteStore(tmp_path / "events.db", limits=SqliteLimits(keep_idle_days=30), clock=lambda: now[0])
+    store = SqliteStore(tmp_path / "events.db", limits=EventLimits(keep_idle_days=30), clock=lambda: now[0])
     bob = user_subject("bob")
     await store.append([event(1), event(2, subject=bob)])
     now[0] += 29 * DAY_S
@@ -217,7 +216,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 async def redis_store(server):
     server.command("FLUSHALL")
-    store = RedisStore(server.url, limits=RedisLimits(read_timeout_s=0.2, write_timeout_s=0.5))
+    store = RedisStore(server.url, limits=EventLimits(read_timeout_s=0.2, write_timeout_s=0.5))
     yield store
     await store.close()
 
@@ -307,7 +306,7 @@ async def test_everything_in_redis_has_an_end(server, redis_store):
 
 async def test_the_id_of_a_trimmed_event_goes_with_it(server):
     server.command("FLUSHALL")
-    store = RedisStore(server.url, limits=RedisLimits(max_events_per_subject=2))
+    store = RedisStore(server.url, limits=EventLimits(max_events_per_subject=2))
     await store.append([event(number) for number in range(5)])
     assert server.command("DBSIZE") == ":4"  # the history, two ids, the counter
     await store.close()
@@ -327,7 +326,7 @@ async def test_a_redis_that_does_not_write_before_it_answers_is_found_out(server
 async def test_a_wrong_password_is_an_absent_store_and_is_not_told(server):
     server.command("ACL", "SETUSER", "someone", "on", ">right-word", "~*", "+@all")
     url = server.url.replace("redis://", "redis://someone:secret-word@")
-    store = RedisStore(url, limits=RedisLimits(read_timeout_s=1))
+    store = RedisStore(url, limits=EventLimits(read_timeout_s=1))
     with pytest.raises(StoreUnavailable) as error:
         await store.ping()
     assert "secret-word" not in str(error.value)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from service.adapters.redis_keys import RedisLimits
 from service.adapters.redis_store import RedisStore
-from service.adapters.sqlite_file import SqliteLimits
 from service.adapters.sqlite_schema import ITEM_TABLES, SCHEMA_VERSION, SUBJECT_TABLES
 from service.adapters.sqlite_store import SqliteStore
 from service.recommend.errors import StoreUnavailable
+from service.recommend.ports import EventLimits
 from service.recommend.types import ItemId, session_subject, user_subject
 from tests.processes import RedisServer
 from tests.stores import ANN, BOB, START_S, event, items, make_version_1
@@ -44,7 +43,7 @@ async def live(store, others=20):
 
 async def test_of_who_was_erased_neither_a_row_nor_a_byte_is_left_in_the_file(tmp_path):
     path = tmp_path / "events.db"
-    store = SqliteStore(path, limits=SqliteLimits(max_events_per_subject=30))
+    store = SqliteStore(path, limits=EventLimits(max_events_per_subject=30))
     await live(store)
     assert all(any(trace.encode() in file.read_bytes() for file in tmp_path.iterdir()) for trace in TRACES[2:])
     await store.users.erase(WHO)
@@ -84,7 +83,7 @@ async def test_a_reader_that_does_not_let_go_delays_the_scrubbing_and_not_the_er
 
 async def test_what_users_ask_of_a_database_that_another_process_holds_is_refused_in_time(tmp_path):
     path = tmp_path / "events.db"
-    store = SqliteStore(path, limits=SqliteLimits(write_timeout_s=0.05))
+    store = SqliteStore(path, limits=EventLimits(write_timeout_s=0.05))
     await store.append([event(1)])
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -108,7 +107,7 @@ async def test_what_users_ask_of_a_database_that_another_process_holds_is_refuse
 
 async def test_who_is_idle_is_forgotten_with_their_blocks_and_a_block_is_a_sign_of_life(tmp_path):
     now = [1_800_000_000.0]
-    store = SqliteStore(tmp_path / "events.db", limits=SqliteLimits(keep_idle_days=30), clock=lambda: now[0])
+    store = SqliteStore(tmp_path / "events.db", limits=EventLimits(keep_idle_days=30), clock=lambda: now[0])
     for subject in (ANN, BOB):
         await store.append([event(1, subject=subject, event_id=subject)])
         await store.users.block(subject, ItemId("x"), at=START_S)
@@ -206,7 +205,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 async def redis_store(server):
     server.command("FLUSHALL")
-    limits = RedisLimits(max_events_per_subject=30, read_timeout_s=0.5, write_timeout_s=1)
+    limits = EventLimits(max_events_per_subject=30, read_timeout_s=0.5, write_timeout_s=1)
     store = RedisStore(server.url, limits=limits)
     yield store
     await store.close()
@@ -237,7 +236,7 @@ async def test_an_erasure_outlives_a_server_that_is_killed(server, redis_store):
     await redis_store.users.erase(WHO)
     server.kill()
     server.start()
-    other = RedisStore(server.url, limits=RedisLimits(read_timeout_s=2))
+    other = RedisStore(server.url, limits=EventLimits(read_timeout_s=2))
     assert not [trace for trace in TRACES if trace in await everything_in(other)]
     await other.close()
 
