@@ -1,4 +1,4 @@
-"""What is there before workers are forked survives it: no thread is started by an import, nor by a first application."""
+"""What is there before workers are forked survives it: no import starts a thread, and no first application does."""
 
 import subprocess
 import sys
