@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -273,12 +274,8 @@ def _items_of(one: Read, users: NDArray[np.int64]) -> tuple[Matrix, NDArray[np.i
 
 def _plots() -> ModuleType:
     """Return matplotlib's plots, drawn to files."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    return plt
+    import_module("matplotlib").use("agg")
+    return import_module("matplotlib.pyplot")
 
 
 def _array(tensor: Tensor) -> Matrix:
