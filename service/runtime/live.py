@@ -96,6 +96,7 @@ class LiveCatalogue:
         """Look for changes again and again until cancelled, so that no request has many to read."""
         while True:
             await asyncio.sleep(self._interval_s)
+            self._forget_closed()
             try:
                 if await self._changes.changes_seq() != self._seq:
                     await self._catch_up()
@@ -111,6 +112,7 @@ class LiveCatalogue:
 
     def prepare(self, servable: LoadedServable) -> None:
         """Build the view of a version that will be swapped in; in the thread that has loaded it."""
+        self._forget_closed()
         with self._building:
             self._build(servable)
 
@@ -143,6 +145,11 @@ class LiveCatalogue:
             self._seq = found.records[-1].seq if len(found.records) == PAGE else found.last_seq
             for servable in list(self._views):
                 self._build(servable)
+
+    def _forget_closed(self) -> None:
+        """Let go of versions that nobody answers from any more: a view holds all of a version's tables."""
+        for servable in [one for one in list(self._views) if one.closed]:
+            self._views.pop(servable, None)  # by itself, without the lock: the event loop does not wait for it
 
     def _build(self, servable: LoadedServable) -> None:
         """Bring the view of a version up to date, or forget it when the version has been closed."""

@@ -19,12 +19,13 @@ from service.recommend.deadline import Deadline
 from service.recommend.recommender import Recommender
 from service.recommend.types import HistoryItem, ItemId, Query
 from service.runtime.executor import Executor
+from service.runtime.live import LiveCatalogue
 from service.runtime.registry import ServableRegistry
 from service.runtime.reloader import Reloader
 from service.runtime.servable import LoadedServable, load_servable
 from tests import toy
 from tests.bundles import make_bundle, make_snapshot
-from tests.fakes import FakeStore
+from tests.fakes import FakeChanges, FakeStore
 
 
 class Versions:
@@ -72,6 +73,7 @@ class Service:
     def __init__(self, store: ArtifactStore) -> None:
         self.registry = ServableRegistry()
         self.executor = Executor(max_waiting=1_000)
+        self.live = LiveCatalogue(FakeChanges())
         self.loaded: list[weakref.ref] = []
         self.reloader = Reloader(store=store, registry=self.registry, load=self._load, interval_s=1.0)
         self.recommender = Recommender(
@@ -85,6 +87,7 @@ class Service:
 
     def _load(self, version: str) -> LoadedServable:
         servable = load_servable(self._store, version)
+        self.live.prepare(servable)
         self.loaded.append(weakref.ref(servable))
         return servable
 
