@@ -121,6 +121,8 @@ class ShownSlates:
 
     async def _write(self, keys: Sequence[str]) -> None:
         notes = [self._pending[key] for key in keys if key in self._pending]  # some may have been forgotten
+        if not notes:
+            return
         try:
             num_kept = await self._store.keep([_kept(note) for note in notes])
         except StoreUnavailable:
