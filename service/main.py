@@ -191,6 +191,7 @@ class Composition:
             await reloader.check()  # the first answer is as fast as the next: loaded and warm before the port opens
             self._parts = Parts(
                 recommender=recommender,
+                admission=admission,
                 interests=interests,
                 events=store,
                 users=store.users,

@@ -93,6 +93,7 @@ class Rig:
 
         parts = Parts(
             recommender=recommender,
+            admission=self.admission,
             interests=InterestTimeline(**core),
             events=self.store,
             users=self.store.users,

@@ -7,6 +7,7 @@ from datetime import datetime
 from api_schemas.health import Ready
 from index.aliases import AliasStore
 from index.store import ArtifactStore
+from service.recommend.admission import Admission
 from service.recommend.catalogue import CatalogueItems
 from service.recommend.interests import InterestTimeline
 from service.recommend.once import AnswerStore
@@ -33,6 +34,8 @@ class Parts:
     """The running service, as far as HTTP is concerned."""
 
     recommender: Recommender
+    admission: Admission
+    """The recommender's."""
     interests: InterestTimeline
     events: EventSink
     users: UserStore

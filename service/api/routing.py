@@ -254,6 +254,7 @@ class Direct(APIRoute):
         summary: str,
         tag: str,
         method: str = "POST",
+        check_room: Callable[[], None] | None = None,
     ) -> None:
         """Make the route.
 
@@ -268,6 +269,8 @@ class Direct(APIRoute):
             summary: Of the documentation.
             tag: Of the documentation.
             method: Of the requests.
+            check_room: Raises when nothing more is taken, and is asked before a byte of the body is read: what is
+                refused must cost little, for there is much of it then.
         """
         super().__init__(
             path, _documented(endpoint, body, answer), methods=[method], summary=summary, tags=[tag],
@@ -276,6 +279,7 @@ class Direct(APIRoute):
         self._border = border
         self._needs: KeyScope = needs
         self._method = method
+        self._check_room = check_room
         self._answer: Callable[[Mapping[str, str], bytes, Trace], Awaitable[object]] = lambda named, data, trace: (
             endpoint(*named.values(), read(data), trace)
         )
@@ -288,6 +292,8 @@ class Direct(APIRoute):
         trace: Trace = scope[TRACE]
         trace.route = self.path
         self._border.check_access(scope, needs=self._needs)
+        if self._check_room is not None:
+            self._check_room()
         body = await self._border.read_json(scope, receive)
         answer = to_json(await self._answer(scope["path_params"], body, trace))
         await send(

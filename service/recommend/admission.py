@@ -14,14 +14,18 @@ class Admission:
         self.limit = limit
         self.in_flight = 0
 
-    def __enter__(self) -> None:
-        """Take a place.
+    def check(self) -> None:
+        """Return when there is a place: for who would do work before taking one.
 
         Raises:
             Overloaded: All places are taken.
         """
         if self.in_flight >= self.limit:
             raise Overloaded(f"{self.limit} requests are in flight")
+
+    def __enter__(self) -> None:
+        """Take a place; raises as `check` does."""
+        self.check()
         self.in_flight += 1
 
     def __exit__(

@@ -41,7 +41,13 @@ def read_batch(body: bytes) -> ReadBatch:
 
 
 def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) -> list[Direct]:
-    """Return the four endpoints."""
+    """Return the four endpoints.
+
+    All but the batch, whose requests are refused each by itself, are refused unread when too many are in flight.
+    """
+
+    def check_room() -> None:
+        parts().admission.check()
 
     def note(trace: Trace, slate: Slate) -> None:
         trace.timings_ms = slate.timings_ms
@@ -132,6 +138,7 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
             read=parse(RecommendationRequest),
             summary="Recommend items",
             tag="serving",
+            check_room=check_room,
         ),
         Direct(
             _BATCH,
@@ -154,6 +161,7 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
             read=parse(ExplanationRequest),
             summary="Explain recommendations",
             tag="explanations",
+            check_room=check_room,
         ),
         Direct(
             "/v1/what-if",
@@ -165,6 +173,7 @@ def recommendation_routes(parts: PartsSource, border: Border, metrics: Metrics) 
             read=parse(WhatIfRequest),
             summary="Switch something off in a history",
             tag="explanations",
+            check_room=check_room,
         ),
     ]
 

@@ -169,6 +169,30 @@ async def test_a_bound_on_requests_in_flight_refuses_at_once_and_says_when_to_co
     assert rig.admission.in_flight == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/explanations", "/v1/what-if"])
+async def test_when_there_is_no_room_nothing_of_a_body_is_read(path):
+    rig = Rig(admission=Admission(1))
+    with rig.admission:
+        start, body, taken = await call(rig, [piece(b"{")], [(b"content-length", b"900")], path=path)
+    assert (start["status"], taken) == (503, 0)
+    assert json.loads(body)["type"].endswith("overloaded")
+
+
+async def test_when_there_is_no_room_each_request_of_a_batch_is_refused_by_itself():
+    rig = Rig(admission=Admission(1))
+    async with rig.client() as client:
+        with rig.admission:
+            response = await client.post("/v1/recommendations/batch", json={"requests": [{"user_id": "u"}, {"k": 0}]})
+    assert [one["status"] for one in response.json()["results"]] == [503, 422]
+
+
+async def test_a_caller_who_may_not_come_in_is_not_told_that_the_house_is_full():
+    rig = Rig(admission=Admission(1))
+    async with rig.client(address="10.0.0.1") as client:
+        with rig.admission:
+            assert_problem(await client.post("/v1/recommendations", json={}), "forbidden")
+
+
 async def test_a_deadline_that_passes_is_504():
     class Late:
         async def recommend(self, query, *, deadline):
