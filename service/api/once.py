@@ -4,7 +4,6 @@ Keys are each caller's own, and stand for one method, path and body. Only succes
 has changed nothing, and may be sent again with its key, mended or not.
 """
 
-import asyncio
 import hashlib
 import re
 import secrets
@@ -21,7 +20,7 @@ from service.api import problems
 from service.api.keys import Scope as KeyScope
 from service.api.parts import PartsSource
 from service.api.problems import ApiError
-from service.api.routing import TRACE, Border, Trace
+from service.api.routing import TRACE, Border, Trace, next_piece
 from service.recommend.errors import StoreUnavailable
 from service.recommend.once import MAX_ANSWER_BYTES, Claim, KeptAnswer
 
@@ -212,17 +211,8 @@ class _Body:
             ClientDisconnect: The caller has gone.
         """
         while not self._ended and self.size_bytes <= limit_bytes:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    message = await self.receive()
-            except TimeoutError:
-                raise ApiError(
-                    problems.REQUEST_TIMEOUT,
-                    f"The body did not arrive within {timeout_s:g} s.",
-                    headers=[(b"connection", b"close")],
-                ) from None
-            if message["type"] != "http.request":
-                raise ClientDisconnect
+            lost = f"The body did not arrive within {timeout_s:g} s."
+            await next_piece(self.receive, timeout_s=timeout_s, lost=lost)
         return self.size_bytes <= limit_bytes
 
 

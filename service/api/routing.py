@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api_schemas.problem import Problem
 from service.api import problems
@@ -133,21 +133,11 @@ class Border:
         announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or len(announced) > 18 or int(announced) > self._max_body_bytes:
             raise self._too_large()
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise self._too_large()
-            return body
         try:
             async with asyncio.timeout(self.body_timeout_s):
-                return await self._read_on(message, receive)
+                return await self._read_whole(receive)
         except TimeoutError:
-            raise ApiError(
-                problems.REQUEST_TIMEOUT,
-                f"The body did not arrive within {self.body_timeout_s:g} s.",
-                headers=[(b"connection", b"close")],
-            ) from None
+            raise late_body(f"The body did not arrive within {self.body_timeout_s:g} s.") from None
 
     async def read_lines(
         self, scope: Scope, receive: Receive, *, max_line_bytes: int
@@ -163,17 +153,8 @@ class Border:
         _check_media_type(scope[TRACE].headers, _NDJSON)
         number, held, too_long, more = 1, b"", False, True
         while more:
-            try:
-                async with asyncio.timeout(self.body_timeout_s):
-                    message = await receive()
-            except TimeoutError:
-                raise ApiError(
-                    problems.REQUEST_TIMEOUT,
-                    f"Nothing arrived for {self.body_timeout_s:g} s; the lines before line {number} are kept.",
-                    headers=[(b"connection", b"close")],
-                ) from None
-            if message["type"] != "http.request":
-                raise ClientDisconnect
+            lost = f"Nothing arrived for {self.body_timeout_s:g} s; the lines before line {number} are kept."
+            message = await next_piece(receive, timeout_s=self.body_timeout_s, lost=lost)
             more = message.get("more_body", False)
             *lines, held = (held + message.get("body", b"") + (b"" if more else b"\n")).split(b"\n")
             for line in lines:
@@ -185,23 +166,50 @@ class Border:
             if len(held) > max_line_bytes:
                 held, too_long = b"", True
 
-    async def _read_on(self, message: Mapping[str, object], receive: Receive) -> bytes:
+    async def _read_whole(self, receive: Receive) -> bytes:
         chunks: list[bytes] = []
-        size = 0
-        while message["type"] == "http.request":
-            chunk = message.get("body", b"")
-            assert isinstance(chunk, bytes)
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            chunk: bytes = message.get("body", b"")
             size += len(chunk)
             if size > self._max_body_bytes:
                 raise self._too_large()
             chunks.append(chunk)
-            if not message.get("more_body"):
-                return b"".join(chunks)
-            message = await receive()
-        raise ClientDisconnect
+            more = message.get("more_body", False)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _too_large(self) -> ApiError:
         return ApiError(problems.PAYLOAD_TOO_LARGE, f"A body may have {self._max_body_bytes} bytes.")
+
+
+async def next_piece(receive: Receive, *, timeout_s: float, lost: str) -> Message:
+    """Return the next piece of a body.
+
+    Args:
+        receive: Of the application.
+        timeout_s: For this piece.
+        lost: What to say when it does not arrive.
+
+    Raises:
+        ApiError: `request-timeout`.
+        ClientDisconnect: The caller has gone.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = await receive()
+    except TimeoutError:
+        raise late_body(lost) from None
+    if message["type"] != "http.request":
+        raise ClientDisconnect
+    return message
+
+
+def late_body(detail: str) -> ApiError:
+    """Return the error for a body that does not arrive; what of it may still come makes the connection useless."""
+    return ApiError(problems.REQUEST_TIMEOUT, detail, headers=[(b"connection", b"close")])
 
 
 def _check_media_type(headers: Mapping[bytes, bytes], wanted: bytes) -> None:

@@ -140,9 +140,11 @@ async def test_a_body_in_pieces_is_put_together():
     assert start["status"] == 200
 
 
-async def test_a_body_that_does_not_come_is_given_up():
-    start, body, _ = await call(Rig(), [piece(b"{")])
+@pytest.mark.parametrize("messages", [[piece(b"{")], []], ids=["a piece", "nothing"])
+async def test_a_body_that_does_not_come_is_given_up(messages):
+    start, body, _ = await call(Rig(), messages, [(b"content-length", b"900")])
     assert start["status"] == 408
+    assert (b"connection", b"close") in start["headers"]
     assert json.loads(body)["type"].endswith("request-timeout")
 
 
