@@ -238,6 +238,11 @@ class BundleManifest(OnDisk):
     history_dim: int = Field(ge=1, description="Width h of a history row.")
     state_dim: int = Field(ge=1, description="Width s of the state of one part.")
     history_length: int = Field(ge=1, description="L: histories are cut to the last L items and padded to L.")
+    history_ages: bool = Field(
+        default=False,
+        description="The user encoder, and the explainer, read how many seconds each behaviour was before the latest"
+        " one of its history.",
+    )
     num_queries: int = Field(ge=1)
     metric: Literal["inner_product"] = "inner_product"
     scorer: Scorer = Field(

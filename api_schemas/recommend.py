@@ -47,7 +47,10 @@ class HistoryItem(Body):
 
     item_id: ExternalId
     type: EventType | None = Field(default=None, description="What happened, such as `click`.")
-    occurred_at: Instant | None = None
+    occurred_at: Instant | None = Field(
+        default=None,
+        description="When; counts for models that read how old behaviour is. Without it, as old as the entry before.",
+    )
     modalities: Annotated[dict[ModalityName, Vector], Field(max_length=MAX_MODALITIES)] | None = Field(
         default=None,
         description="Raw vectors by modality: an item that the catalogue does not know is used when it brings them.",

@@ -22,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from api_schemas.manifest import BundleManifest, GraphName
 from index.artefacts import MANIFEST, ArtefactError, read_document
-from index.features import Mask, ModelInputs, Vectors
+from index.features import Ages, Mask, ModelInputs, Vectors
 from index.ranking import over_queries
 from index.signatures import check_signature, contract_of
 
@@ -87,6 +87,7 @@ class Bundle:
             ["candidate", "states"] if manifest.history_is_candidate else ["candidate", "states", "history"]
         )
         self._run_users = sessions["user_encoder"].run
+        self._reads_ages = manifest.history_ages
         self._state_outputs = ["candidate"] if manifest.history_is_candidate else ["candidate", "history"]
 
     @classmethod
@@ -137,14 +138,19 @@ class Bundle:
         any_B1 = presence_BM.any(axis=1, keepdims=True)
         return np.concatenate([presence_BM, np.repeat(any_B1, num_added, axis=1)], axis=1)
 
-    def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
+    def encode_users(self, history_BLH: Vectors, mask_BL: Mask, ages_BL: Ages | None = None) -> Vectors:
         """Encode histories of exactly L places into query vectors `[B, Q, D]`.
 
         Args:
             history_BLH: Float32, C order; what lies in masked places does not matter, as long as it is finite.
             mask_BL: True where there is an item. A history without any gives the model's default vector.
+            ages_BL: Seconds from each behaviour to the latest one of its history, which counts where the manifest says
+                `history_ages`; None: all are of one time.
         """
-        queries: Vectors = self._run_users(["queries"], {"history": history_BLH, "mask": mask_BL})[0]
+        feed: dict[str, NDArray[Any]] = {"history": history_BLH, "mask": mask_BL}
+        if self._reads_ages:
+            feed["ages"] = _no_ages(mask_BL) if ages_BL is None else ages_BL
+        queries: Vectors = self._run_users(["queries"], feed)[0]
         return queries
 
     def encode_states(self, states_BPS: Vectors, presence_BP: Mask) -> EncodedStates:
@@ -190,6 +196,7 @@ class Bundle:
         mask: Mask,
         candidate_states: Vectors,
         candidate_presence: Mask,
+        ages: Ages | None = None,
         outputs: Sequence[str],
     ) -> dict[str, Vectors]:
         """Run the explainer for each of B histories with each of K candidates; a ranker has none.
@@ -203,15 +210,18 @@ class Bundle:
             mask: `[B, L]`.
             candidate_states: `[K, P, S]`, the same candidates for all histories.
             candidate_presence: `[K, P]`.
+            ages: `[B, L]`, as `encode_users` takes them.
             outputs: Some of `EXPLAINER_OUTPUTS`.
         """
-        feed = {
+        feed: dict[str, NDArray[Any]] = {
             "states": states,
             "presence": presence,
             "mask": mask,
             "candidate_states": candidate_states,
             "candidate_presence": candidate_presence,
         }
+        if self._reads_ages:
+            feed["ages"] = _no_ages(mask) if ages is None else ages
         names = list(outputs)
         return dict(zip(names, self._sessions["explainer"].run(names, feed), strict=True))
 
@@ -233,6 +243,10 @@ class Bundle:
                 raise ArtefactError(path, f"{name} does not run on it: {_one_line(error)}") from error
             for tensor, value in zip(expected, values, strict=True):
                 _compare(path, f"{name}/out/{tensor}", value, expected[tensor], atol=self.manifest.golden_atol)
+
+
+def _no_ages(mask_BL: Mask) -> Ages:
+    return np.zeros(mask_BL.shape, dtype=np.float32)
 
 
 def _load(path: Path, *, num_threads: int) -> ort.InferenceSession:

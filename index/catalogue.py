@@ -1,5 +1,6 @@
 """From a dataset's tables to a snapshot's: ids, metadata and postings of the items, and how popular each one is."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from index.columns import open_ipc
 from index.dataset import INTERACTIONS_FILE, ITEMS_FILE, Dataset
 from index.dataset_files import iter_batches, open_parquet
-from index.features import Rows
+from index.features import Ages, Rows, ages_of
 from index.ids import IDS_FILE, IdsWriter
 from index.items import FIELDS, ItemsWriter
 from index.postings import PostingsWriter
@@ -20,6 +21,15 @@ from index.tables import TableWriter
 
 _ITEM_ROWS = 65_536
 _INTERACTION_ROWS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UserHistory:
+    """What one user did, in the file's order."""
+
+    rows: Rows
+    """Of the catalogue."""
+    ages: Ages
 
 
 def write_items(dataset: Dataset, folder: Path, *, report: Reporter = silent) -> None:
@@ -50,7 +60,7 @@ def write_items(dataset: Dataset, folder: Path, *, report: Reporter = silent) ->
 
 def write_popularity(
     dataset: Dataset, folder: Path, *, num_users: int, history_length: int, report: Reporter = silent
-) -> list[Rows]:
+) -> list[UserHistory]:
     """Count how often each item occurs in the interactions, and return the histories of some users on the way.
 
     Args:
@@ -61,7 +71,7 @@ def write_popularity(
         report: Hears of the progress.
 
     Returns:
-        Rows of the users' items, in the file's order.
+        What these users did.
 
     Raises:
         ValueError: An interaction is of an item that is not in items.parquet.
@@ -70,10 +80,10 @@ def write_popularity(
     ids = open_ipc(folder / IDS_FILE)["item_id"].combine_chunks()
     counts_N = np.zeros(num_items, dtype=np.int64)
     users: pa.Array | None = None
-    histories: dict[str, list[int]] = {}
+    histories: dict[str, list[tuple[int, int]]] = {}
     done = 0
     with open_parquet(dataset.path, INTERACTIONS_FILE) as file:
-        columns = ["user_id", "item_id"]
+        columns = ["user_id", "item_id", "timestamp"]
         for batch in iter_batches(file, INTERACTIONS_FILE, batch_rows=_INTERACTION_ROWS, columns=columns):
             items = batch.column("item_id").cast(pa.large_string())
             rows = pc.index_in(items, value_set=ids)
@@ -84,15 +94,22 @@ def write_popularity(
             counts_N += np.bincount(rows_n, minlength=num_items)
             if users is None:  # users of the first batch: as good as any, and found without a second pass
                 users = batch.column("user_id").unique()[:num_users]
-            chosen = pc.is_in(batch.column("user_id"), value_set=users).to_numpy(zero_copy_only=False)
-            for user, row in zip(
-                batch.column("user_id").filter(pa.array(chosen)).to_pylist(), rows_n[chosen].tolist(), strict=True
+            chosen = pc.is_in(batch.column("user_id"), value_set=users)
+            some = [batch.column(name).filter(chosen) for name in ("user_id", "timestamp")]
+            chosen_n = chosen.to_numpy(zero_copy_only=False)
+            for user, moment, row in zip(
+                some[0].to_pylist(), some[1].fill_null(0).to_pylist(), rows_n[chosen_n].tolist(), strict=True
             ):
-                histories.setdefault(user, []).append(row)
+                histories.setdefault(user, []).append((row, moment))
             done += batch.num_rows
             report("count interactions", done, dataset.manifest.num_interactions)
     _write_order(counts_N, folder)
-    return [np.array(rows[-history_length:], dtype=np.int64) for rows in histories.values()]
+    return [_history(past[-history_length:]) for past in histories.values()]
+
+
+def _history(past: list[tuple[int, int]]) -> UserHistory:
+    rows_n, times_n = np.array(past, dtype=np.int64).T
+    return UserHistory(np.ascontiguousarray(rows_n), ages_of(times_n))
 
 
 def _write_order(counts_N: NDArray[np.int64], folder: Path) -> None:

@@ -13,8 +13,9 @@ import pyarrow as pa
 from api_schemas.manifest import BundleManifest, EncodedCatalogue, SearchSettings, SnapshotManifest
 from index.artefacts import ArtefactError
 from index.bundle import Bundle
+from index.catalogue import UserHistory
 from index.exact import ExactIndex
-from index.features import Rows, Vectors, pad_vectors
+from index.features import Rows, Vectors, pad_ages, pad_vectors
 from index.item_tables import ItemTables
 from index.known import open_warm_items
 from index.progress import Reporter, silent
@@ -174,18 +175,20 @@ def _check_ids(snapshot: IndexSnapshot) -> None:
 
 
 def sample_queries(
-    bundle: Bundle, snapshot: IndexSnapshot, histories: Sequence[Rows], *, num: int, seed: int
+    bundle: Bundle, snapshot: IndexSnapshot, histories: Sequence[UserHistory], *, num: int, seed: int
 ) -> Vectors:
     """Return the queries of `num` users `[B, Q, D]`: of the histories given, and of random ones where they run out."""
     rng = np.random.default_rng(seed)
     length = bundle.manifest.history_length
-    chosen = [rows for rows in histories if rows.size][:num]
+    chosen = [history for history in histories if history.rows.size][:num]
     while len(chosen) < num:
-        chosen.append(rng.integers(0, snapshot.num_items, size=int(rng.integers(1, length + 1))))
-    padded = [pad_vectors(snapshot.history(rows), length=length) for rows in chosen]
+        rows = rng.integers(0, snapshot.num_items, size=int(rng.integers(1, length + 1)))
+        chosen.append(UserHistory(rows, np.zeros(rows.size, dtype=np.float32)))
+    padded = [pad_vectors(snapshot.history(history.rows), length=length) for history in chosen]
     history_BLH = np.stack([history for history, _ in padded])
     mask_BL = np.stack([mask for _, mask in padded])
-    return bundle.encode_users(history_BLH, mask_BL)
+    ages_BL = np.stack([pad_ages(history.ages, length=length) for history in chosen])
+    return bundle.encode_users(history_BLH, mask_BL, ages_BL)
 
 
 def measure_recall(snapshot: IndexSnapshot, queries_BQD: Vectors, exact_Bk: Vectors) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api_schemas.manifest import RANKER_METHODS, ExplanationMethod
+from index.features import Ages, pad_ages
 from index.shapley import shapley_values
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def explain(
     presence_LM: Mask,
     candidate_states_KMS: Vectors,
     candidate_presence_KM: Mask,
+    ages_L: Ages | None = None,
 ) -> ExplanationArrays:
     """Explain the scores of K candidates for one history.
 
@@ -95,13 +97,15 @@ def explain(
         presence_LM: Which of them are there.
         candidate_states_KMS: Modality states of the candidates; at least one.
         candidate_presence_KM: Which of them are there.
+        ages_L: Seconds from each behaviour of the history to its latest one, for models that read them. They are held:
+            what is taken away of a history leaves the others as old as they were.
 
     Raises:
         ValueError: The method needs gradients, and the model is a ranker.
     """
     if bundle.manifest.is_ranker and method not in RANKER_METHODS:
         raise ValueError(f"method: {method} needs gradients, which a ranker has not; it has {RANKER_METHODS}")
-    history = _History(bundle.manifest.history_length, states_LMS, presence_LM)
+    history = _History(bundle.manifest.history_length, states_LMS, presence_LM, ages_L)
     states_KMS = np.ascontiguousarray(candidate_states_KMS, dtype=np.float32)
     presence_KM = np.ascontiguousarray(candidate_presence_KM)
     if method == "occlusion":
@@ -121,13 +125,14 @@ def history_with(bundle: "Bundle", *, states_LMS: Vectors, presence_LM: Mask, al
 class _History:
     """One history, cut to what the model reads."""
 
-    def __init__(self, length: int, states_LMS: Vectors, presence_LM: Mask) -> None:
+    def __init__(self, length: int, states_LMS: Vectors, presence_LM: Mask, ages_L: Ages | None = None) -> None:
         self.length = length
         """P."""
         self._num_given = len(states_LMS)
         self._num_cut = max(self._num_given - length, 0)
         self.states_LMS = np.ascontiguousarray(states_LMS[self._num_cut :], dtype=np.float32)
         self.presence_LM = np.ascontiguousarray(presence_LM[self._num_cut :])
+        self._ages_L = ages_L
 
     @property
     def num_items(self) -> int:
@@ -140,6 +145,12 @@ class _History:
         presence = np.zeros((1, self.length, self.presence_LM.shape[1]), dtype=np.bool_)
         states[0, : self.num_items], presence[0, : self.num_items] = self.states_LMS, self.presence_LM
         return states, presence, np.arange(self.length)[None] < self.num_items
+
+    def ages(self, num: int) -> Ages | None:
+        """Return the ages of so many variants of the history `[V, P]`, if they are known."""
+        if self._ages_L is None:
+            return None
+        return np.repeat(pad_ages(self._ages_L, length=self.length)[np.newaxis], num, axis=0)
 
     def aligned(self, values: Vectors) -> Vectors:
         """Turn `[K, P or L, ...]` into `[K, L as given, ...]`: padding off, zeros for items that were cut."""
@@ -159,6 +170,7 @@ def _by_gradient(
         mask=mask,
         candidate_states=states_KMS,
         candidate_presence=presence_KM,
+        ages=history.ages(1),
         outputs=("scores", item_output, modality_output, "contributions"),
     )
     scores_K, contributions_KM = out["scores"][0], out["contributions"][0]
@@ -179,7 +191,7 @@ def _by_occlusion(bundle: "Bundle", history: _History, states_KMS: Vectors, pres
     candidates_KD = bundle.encode_states(states_KMS, presence_KM).candidates
     rows_JLH = _rows_with(bundle, history, np.concatenate([np.ones_like(without_MM[:1]), without_MM]))
     variants = _Occluded(history, rows_JLH)
-    queries_VQD = bundle.encode_users(variants.rows_VPH, variants.mask_VP)
+    queries_VQD = bundle.encode_users(variants.rows_VPH, variants.mask_VP, history.ages(len(variants.mask_VP)))
     scores_VK = bundle.score(queries_VQD, candidates_KD)
     scores_K = scores_VK[0]
     interest_MK, history_LK, grid_LMK = variants.parts(scores_K - scores_VK)
@@ -219,7 +231,7 @@ def _by_shapley(bundle: "Bundle", history: _History, states_KMS: Vectors, presen
         allowed_VM[:, players] = coalitions_VC
         rows_VPH, mask_VP = _padded(_rows_with(bundle, history, allowed_VM), history.length)
         mask_VP[:, : history.num_items] &= (history.presence_LM & allowed_VM[:, None]).any(axis=2)
-        return bundle.score(bundle.encode_users(rows_VPH, mask_VP), candidates_KD)
+        return bundle.score(bundle.encode_users(rows_VPH, mask_VP, history.ages(len(mask_VP))), candidates_KD)
 
     values_KC, _ = shapley_values(worth, num_players=len(players))
     values_KM = np.zeros(presence_KM.shape, dtype=np.float32)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Ages = NDArray[np.float32]
+"""Seconds from each behaviour of a history to its latest one."""
 
 _SAFE_SQUARED_NORM = (1e-30, 1e30)
 """Outside of it a float32 sum of squares may have lost its digits; such rows are scaled before they are measured."""
@@ -131,6 +133,24 @@ def pad_history(rows: Sequence[int] | Rows, *, length: int) -> tuple[Rows, Mask]
     mask_L = np.zeros(length, dtype=np.bool_)
     mask_L[: last.size] = True
     return rows_L, mask_L
+
+
+def ages_of(times_n: NDArray[Any]) -> Ages:
+    """Return how long before the latest behaviour of a history each one was, in seconds `[n]`: not negative.
+
+    From the history's own end, not from now: the same history is read the same whenever it is, and a target's time is
+    no part of it.
+    """
+    ages_n: Ages = (times_n.max(initial=0) - times_n).astype(np.float32)
+    return ages_n
+
+
+def pad_ages(ages_n: Ages, *, length: int) -> Ages:
+    """Cut ages to the last `length` and pad with zeros at the end, for `[L]`."""
+    last = ages_n[-length:]
+    ages_L = np.zeros(length, dtype=np.float32)
+    ages_L[: last.size] = last
+    return ages_L
 
 
 def pad_vectors(history_nH: Vectors, *, length: int) -> tuple[Vectors, Mask]:

@@ -29,13 +29,15 @@ def contract_of(manifest: BundleManifest, graph: GraphName) -> Contract:
     state, length = (num_parts, manifest.state_dim), manifest.history_length
     item = {"candidate": (None, manifest.dim), "history": (None, manifest.history_dim)}
     queries = (None, manifest.num_queries, manifest.width_of_queries)
+    ages: dict[str, Shape] = {"ages": (None, length)} if manifest.history_ages else {}
     if graph == "item_encoder":
         raw: dict[str, Shape] = {modality.name: (None, modality.dim) for modality in modalities}
         return Contract({**raw, "presence": (None, len(modalities))}, {**item, "states": (None, *state)})
     if graph == "state_encoder":
         return Contract({"states": (None, *state), "presence": (None, num_parts)}, item)
     if graph == "user_encoder":
-        return Contract({"history": (None, length, manifest.history_dim), "mask": (None, length)}, {"queries": queries})
+        history: dict[str, Shape] = {"history": (None, length, manifest.history_dim), "mask": (None, length)}
+        return Contract({**history, **ages}, {"queries": queries})
     if graph == "ranker":
         return Contract({"queries": queries, "candidates": (None, manifest.dim)}, {"scores": (None, None)})
     return Contract(
@@ -45,6 +47,7 @@ def contract_of(manifest: BundleManifest, graph: GraphName) -> Contract:
             "mask": (None, length),
             "candidate_states": (None, *state),
             "candidate_presence": (None, num_parts),
+            **ages,
         },
         {
             "scores": (None, None),
@@ -79,6 +82,9 @@ def check_signature(path: Path, session: ort.InferenceSession, spec: GraphSpec, 
                 raise ArtefactError(
                     path, f"{side} {name} is {dtype} {list(shape)}, the manifest says {said_dtype} {list(said_shape)}"
                 )
+    for tensor in spec.inputs:
+        if tensor.name not in contract.inputs:
+            raise ArtefactError(path, f"input {tensor.name} is none that the manifest asks for")
     for side, said, wanted in (
         ("input", spec.inputs, contract.inputs),
         ("output", spec.outputs, contract.outputs),

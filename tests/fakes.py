@@ -57,6 +57,7 @@ class FakeServable:
         self.modalities = dict(WIDTHS)
         self.parts = tuple(WIDTHS)
         self.history_length = length
+        self.reads_ages = False
         self.answer_cpu_s = 0.0005
         self.ranker: FakeRanker | None = None
         self.methods = ("grad_x_input", "decomposition", "occlusion")
@@ -164,9 +165,12 @@ class FakeServable:
     def presence(self, rows):
         return self._presence[rows]
 
-    def encode_users(self, history_BLH, mask_BL):
+    def encode_users(self, history_BLH, mask_BL, ages_BL=None):
         self._called("encode_users")
         assert history_BLH.shape[1:] == (self.history_length, STATE_DIM)
+        assert (ages_BL is not None) == self.reads_ages
+        if ages_BL is not None:  # an item of so many seconds counts for so much less
+            history_BLH = history_BLH / (1 + ages_BL[:, :, np.newaxis])
         count_B1 = np.maximum(mask_BL.sum(axis=1, keepdims=True), 1)
         user_BD = (history_BLH * mask_BL[:, :, np.newaxis]).sum(axis=1) / count_B1
         return user_BD[:, np.newaxis].astype(np.float32)
@@ -200,8 +204,11 @@ class FakeServable:
         rows = np.argsort(-scores, kind="stable")[:k]
         return scores[rows], np.where(np.isinf(scores[rows]), -1, rows)
 
-    def attribute(self, method, *, states_LMS, presence_LM, candidate_states_KMS, candidate_presence_KM):
+    def attribute(self, method, *, states_LMS, presence_LM, candidate_states_KMS, candidate_presence_KM, ages_L=None):
         self._called("attribute")
+        assert (ages_L is not None) == self.reads_ages
+        if ages_L is not None:
+            states_LMS = states_LMS / (1 + ages_L[:, np.newaxis, np.newaxis])
         candidate_KS = candidate_states_KMS.sum(axis=1)
         grid_KLM = np.einsum("lms,ks->klm", states_LMS, candidate_KS) / len(states_LMS)
         user_S = states_LMS.sum(axis=(0, 1)) / len(states_LMS)

@@ -62,7 +62,7 @@ class OwnRows(Retriever):
     def history_weights(self, real_BL: Tensor) -> Tensor:
         return real_BL / real_BL.sum(dim=-1, keepdim=True).clamp_min(1).sqrt()
 
-    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
         kept_BLH = torch.where(mask_BL.unsqueeze(-1), rows_BLH, torch.zeros((), dtype=rows_BLH.dtype))
         pooled_BH = (self.history_weights(mask_BL).unsqueeze(-1) * kept_BLH).sum(dim=1)
         query_BD = self.query(pooled_BH)
@@ -102,7 +102,7 @@ class SummedQueries(Retriever):
     def modality_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         return states_PS * presence_P.unsqueeze(-1)
 
-    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
         kept_BLH = torch.where(mask_BL.unsqueeze(-1), rows_BLH, torch.zeros((), dtype=rows_BLH.dtype))
         mean_BH = kept_BLH.sum(dim=1) / mask_BL.sum(dim=-1, keepdim=True).clamp_min(1)
         queries_BQD = torch.tanh(torch.einsum("bh,qhd->bqd", mean_BH, self.map_QDD))

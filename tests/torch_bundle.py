@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from index.bundle import EncodedItems, EncodedStates
 from index.ranking import over_queries
 from training.export import graphs_of
@@ -34,12 +36,18 @@ class TorchBundle:
         out = self.graphs["state_encoder"]({"states": states_BMS, "presence": presence_BM})
         return EncodedStates(out["candidate"], out["history"])
 
-    def encode_users(self, history_BLH, mask_BL):
-        return self.graphs["user_encoder"]({"history": history_BLH, "mask": mask_BL})["queries"]
+    def encode_users(self, history_BLH, mask_BL, ages_BL=None):
+        given = {"history": history_BLH, "mask": mask_BL}
+        return self.graphs["user_encoder"](given | self._ages(mask_BL, ages_BL))["queries"]
 
     def score(self, queries_BQD, candidates_KD):
         return over_queries(queries_BQD @ candidates_KD.T, axis=1, scorer=self.manifest.scorer)
 
-    def explain(self, *, outputs, **inputs):
-        found = self.graphs["explainer"](inputs)
+    def explain(self, *, outputs, ages=None, **inputs):
+        found = self.graphs["explainer"](inputs | self._ages(inputs["mask"], ages))
         return {name: found[name] for name in outputs}
+
+    def _ages(self, mask_BL, ages_BL):
+        if "ages" not in self.graphs["user_encoder"].inputs:
+            return {}
+        return {"ages": np.zeros(mask_BL.shape, np.float32) if ages_BL is None else ages_BL}

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from index.features import pad_history
+from index.features import Ages, pad_ages, pad_history
 from index.metrics import per_user
 from training.data.candidates import NO_CANDIDATE
 from training.data.catalogue import Catalogue
@@ -69,7 +69,8 @@ def judge_model(
             rows_BL, mask_BL = (
                 torch.from_numpy(a).to(device) for a in pad_histories(users, piece, length=model.history_length)
             )
-            query_BQD = model.encode_users(rows_NH[rows_BL], mask_BL)
+            ages_BL = tensor_of(pad_user_ages(users, piece, length=model.history_length), device)
+            query_BQD = model.encode_users(rows_NH[rows_BL], mask_BL, ages_BL)
             return model.score(query_BQD, items_ND)
 
         judged = judge_scores(score, users, num_items=catalogue.num_items, cutoffs=cutoffs, seen=seen)
@@ -157,6 +158,18 @@ def pad_histories(users: HeldOut, piece: slice, *, length: int) -> tuple[NDArray
     """Return the last `length` items of some users' histories `[B, L]`, padded at the end, and their mask."""
     padded = [pad_history(history, length=length) for history in users.histories[piece]]
     return np.stack([rows for rows, _ in padded]), np.stack([mask for _, mask in padded])
+
+
+def pad_user_ages(users: HeldOut, piece: slice, *, length: int) -> Ages | None:
+    """Return the ages of the same `[B, L]`; None where times were not read."""
+    if users.ages is None:
+        return None
+    return np.stack([pad_ages(ages, length=length) for ages in users.ages[piece]])
+
+
+def tensor_of(ages_BL: Ages | None, device: torch.device | None = None) -> Tensor | None:
+    """Return ages for a model; None stays None."""
+    return None if ages_BL is None else torch.from_numpy(ages_BL).to(device)
 
 
 def pieces(num_users: int, *, num_items: int) -> Iterator[slice]:

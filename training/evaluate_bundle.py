@@ -19,9 +19,9 @@ from index.features import Vectors, from_dataset
 from index.item_encoder import ItemEncoder
 from index.known import open_known_users
 from training.config import RunConfig, load_config
-from training.data.interactions import Interactions, read_interactions
+from training.data.interactions import Interactions, read_interactions, read_timed_interactions
 from training.data.split import HeldOut, Seen, all_users, make_split
-from training.evaluate import evaluate_scores, pad_histories
+from training.evaluate import evaluate_scores, pad_histories, pad_user_ages
 from training.faithfulness import JudgedUsers, measure_faithfulness
 from training.publish import CONFIG_FILE
 
@@ -66,7 +66,7 @@ def judge_bundle(
             user to judge on.
     """
     config = load_config(bundle.path / CONFIG_FILE)
-    interactions = read_interactions(dataset)
+    interactions = (read_timed_interactions if bundle.manifest.history_ages else read_interactions)(dataset)
     users = _users(bundle, dataset, interactions, config, which)
     if len(users) == 0:
         raise ValueError(f"{dataset.path}: no user has both a history to read and a target to find")
@@ -100,6 +100,7 @@ def judged_users(
         histories=users.histories,
         most=config.export.faithfulness_users if most is None else most,
         seed=config.seed,
+        ages=users.ages,
     )
 
 
@@ -142,18 +143,21 @@ def evaluate_bundle(
     """
     candidate_ND, history_NH = encode_catalogue(bundle, dataset, on_progress=on_progress)
 
+    def queries(piece: slice) -> Vectors:
+        length = bundle.manifest.history_length
+        rows_BL, mask_BL = pad_histories(users, piece, length=length)
+        return bundle.encode_users(history_NH[rows_BL], mask_BL, pad_user_ages(users, piece, length=length))
+
     def score(piece: slice) -> Tensor:
-        rows_BL, mask_BL = pad_histories(users, piece, length=bundle.manifest.history_length)
         on_progress("users", piece.stop, len(users))
-        return score_in_pieces(bundle, bundle.encode_users(history_NH[rows_BL], mask_BL), candidate_ND)
+        return score_in_pieces(bundle, queries(piece), candidate_ND)
 
     metrics = evaluate_scores(score, users, num_items=dataset.num_items, cutoffs=cutoffs, seen=seen)
     known = open_known_users(bundle.path, bundle.manifest)
     rows_B = np.array([-1 if known is None else known.row(user_id) for user_id in user_ids], np.int64)
     if known is None or (rows_B < 0).all():
         return metrics, None
-    rows_BL, mask_BL = pad_histories(users, slice(None), length=bundle.manifest.history_length)
-    query_BQD = bundle.encode_users(history_NH[rows_BL], mask_BL)
+    query_BQD = queries(slice(None))
     query_BQD[rows_B >= 0] = known.vectors[rows_B[rows_B >= 0]]
 
     def score_known(piece: slice) -> Tensor:

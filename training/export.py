@@ -82,6 +82,7 @@ def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
     length, num_parts = model.history_length, len(model.part_names)
     raw = {modality.name: torch.zeros(batch, modality.dim) for modality in model.modalities}
     presence_BM = torch.ones(batch, len(model.modalities), dtype=torch.bool)
+    ages = _ages(model, batch)
     graphs = [
         Graph(
             name="item_encoder",
@@ -106,9 +107,10 @@ def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
             inputs={
                 "history": torch.zeros(batch, length, model.history_dim),
                 "mask": torch.ones(batch, length, dtype=torch.bool),
+                **ages,
             },
             outputs=USER_OUTPUTS,
-            free={"history": _BATCH, "mask": _BATCH},
+            free=dict.fromkeys(["history", "mask", *ages], _BATCH),
         ),
         _explainer(frozen, batch, candidates) if isinstance(frozen, Retriever) else _ranker(frozen, batch, candidates),
     ]
@@ -117,7 +119,8 @@ def graphs_of(model: ServableModel) -> dict[GraphName, Graph]:
 
 def _explainer(model: Retriever, batch: int, candidates: int) -> Graph:
     shape_BLP = (batch, model.history_length, len(model.part_names))
-    is_affine = model.user_map is not None
+    ages, is_affine = _ages(model, batch), model.user_map is not None
+    assert not (ages and is_affine), "the weights of an affine map are those of places"
     return Graph(
         name="explainer",
         module=AffineExplainer(model) if is_affine else Explainer(model),
@@ -127,14 +130,20 @@ def _explainer(model: Retriever, batch: int, candidates: int) -> Graph:
             "mask": torch.ones(shape_BLP[:2], dtype=torch.bool),
             "candidate_states": torch.zeros(candidates, shape_BLP[2], model.state_dim),
             "candidate_presence": torch.ones(candidates, shape_BLP[2], dtype=torch.bool),
+            **ages,
         },
         outputs=EXPLAINER_OUTPUTS,
         free={
-            **dict.fromkeys(("states", "presence", "mask"), _BATCH),
+            **dict.fromkeys(("states", "presence", "mask", *ages), _BATCH),
             **dict.fromkeys(("candidate_states", "candidate_presence"), _CANDIDATES),
         },
         is_differentiated=not is_affine,
     )
+
+
+def _ages(model: ServableModel, batch: int) -> dict[str, Tensor]:
+    """Return the input that only some models have."""
+    return {"ages": torch.zeros(batch, model.history_length)} if model.reads_ages else {}
 
 
 def _ranker(model: ServableModel, batch: int, candidates: int) -> Graph:

@@ -56,10 +56,11 @@ class UserEncoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, history_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, history_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
         """Return queries `[B, Q, D]`. A history row of zeros is an item without any part, hence no item."""
         history_BLH = _kept(history_BLH, mask_BL[..., None])
-        queries_BQD: Tensor = self.model.encode_users(history_BLH, mask_BL & (history_BLH != 0).any(dim=-1))
+        real_BL = mask_BL & (history_BLH != 0).any(dim=-1)
+        queries_BQD: Tensor = self.model.encode_users(history_BLH, real_BL, _kept_ages(ages_BL, real_BL))
         return queries_BQD
 
 
@@ -70,25 +71,32 @@ class ExplainerGraph(nn.Module, ABC):
         super().__init__()
         self.model = model
 
-    def forward(
+    def forward(  # noqa: PLR0917  # the tensors of a graph, in its order
         self,
         states_BLPS: Tensor,
         presence_BLP: Tensor,
         mask_BL: Tensor,
         candidate_states_KPS: Tensor,
         candidate_presence_KP: Tensor,
+        ages_BL: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the seven outputs in the order of `training.export.EXPLAINER_OUTPUTS`."""
         presence_BLP = presence_BLP & mask_BL[..., None]
         states_BLPS = _kept(states_BLPS, presence_BLP[..., None])
         candidate_states_KPS = _kept(candidate_states_KPS, candidate_presence_KP[..., None])
-        return self.explained(states_BLPS, presence_BLP, candidate_states_KPS, candidate_presence_KP)
+        ages_BL = _kept_ages(ages_BL, presence_BLP.any(dim=-1))
+        return self.explained(states_BLPS, presence_BLP, candidate_states_KPS, candidate_presence_KP, ages_BL)
 
     @abstractmethod
     def explained(
-        self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
+        self,
+        states_BLPS: Tensor,
+        presence_BLP: Tensor,
+        candidate_states_KPS: Tensor,
+        candidate_presence_KP: Tensor,
+        ages_BL: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """Return the seven outputs of states that are zero where nothing is."""
+        """Return the seven outputs of states, and ages, that are zero where nothing is."""
 
 
 class Explainer(ExplainerGraph):
@@ -99,17 +107,24 @@ class Explainer(ExplainerGraph):
     rule, and of it only two numbers per state are asked for, its mean and its product with the state. Both are
     directional derivatives of the history row and know nothing of the candidate, so 2P directions per history replace
     one backward pass through all states per candidate (20 candidates, L = 50, M = 4: half the time).
+
+    When something was done is no interest in it: ages are constants.
     """
 
     def explained(
-        self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
+        self,
+        states_BLPS: Tensor,
+        presence_BLP: Tensor,
+        candidate_states_KPS: Tensor,
+        candidate_presence_KP: Tensor,
+        ages_BL: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """Return the seven outputs of states that are zero where nothing is."""
+        """Return the seven outputs of states, and ages, that are zero where nothing is."""
         rows_BLH = _rows(self.model, states_BLPS, presence_BLP)
         # An item with a part has a vector, but its row may be nothing: say that of an item without any neighbour.
         real_BL = presence_BLP.any(dim=-1) if self.model.history_is_candidate else (rows_BLH != 0).any(dim=-1)
         candidate_KD = _items(self.model, candidate_states_KPS, candidate_presence_KP)
-        queries_BQD, pull_back = vjp(lambda rows: self.model.encode_users(rows, real_BL), rows_BLH)[:2]
+        queries_BQD, pull_back = vjp(lambda rows: self.model.encode_users(rows, real_BL, ages_BL), rows_BLH)[:2]
         products_BQK = queries_BQD @ candidate_KD.T
         weight_BQK = self._weights(products_BQK)
         # One forward pass, and a backward pass for each candidate: d psi / d u_q is the query's weight times v.
@@ -167,7 +182,12 @@ class AffineExplainer(ExplainerGraph):
     """
 
     def explained(
-        self, states_BLPS: Tensor, presence_BLP: Tensor, candidate_states_KPS: Tensor, candidate_presence_KP: Tensor
+        self,
+        states_BLPS: Tensor,
+        presence_BLP: Tensor,
+        candidate_states_KPS: Tensor,
+        candidate_presence_KP: Tensor,
+        ages_BL: Tensor | None,  # noqa: ARG002  # the weights are those of places
     ) -> tuple[Tensor, ...]:
         """Return the seven outputs of states that are zero where nothing is."""
         map_HD = self.model.user_map
@@ -197,6 +217,10 @@ class AffineExplainer(ExplainerGraph):
 def _kept(values: Tensor, keep: Tensor) -> Tensor:
     """Return the values where `keep` holds and zero elsewhere, even where the value is NaN."""
     return torch.where(keep, values, torch.zeros((), dtype=values.dtype))
+
+
+def _kept_ages(ages_BL: Tensor | None, keep_BL: Tensor) -> Tensor | None:
+    return None if ages_BL is None else _kept(ages_BL, keep_BL)
 
 
 def _encoded(model: ServableModel, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from api_schemas.manifest import MAX_EXPOSURE, MIN_EXPOSURE, ColdItems
 from training.data.catalogue import Catalogue
 from training.data.split import HeldOut
-from training.evaluate import encode_catalogue, pad_histories
+from training.evaluate import encode_catalogue, pad_histories, pad_user_ages, tensor_of
 from training.factors.cold import MAX_USERS, exposure_ratio
 from training.factors.gate import ServingError
 from training.models import ContentModel
@@ -47,7 +47,8 @@ def measure_exposure(
     mixed_ND[new_X] = model.fuse(model.project(features, presence_XM), presence_XP)
     some = slice(None, None, max(1, -(-len(users) // MAX_USERS)))
     rows_BL, mask_BL = (torch.from_numpy(array) for array in pad_histories(users, some, length=model.history_length))
-    queries_BQD: Tensor = model.encode_users(known_ND[rows_BL], mask_BL)
+    ages_BL = tensor_of(pad_user_ages(users, some, length=model.history_length))
+    queries_BQD: Tensor = model.encode_users(known_ND[rows_BL], mask_BL, ages_BL)
     ratio = exposure_ratio(model.score, queries_BQD, mixed_ND, new_X, users.histories[some])
     if not MIN_EXPOSURE <= ratio <= MAX_EXPOSURE:
         raise ServingError(

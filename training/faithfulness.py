@@ -20,7 +20,7 @@ from api_schemas.manifest import ExplanationMethod, Faithfulness
 from index.bundle import Bundle, EncodedItems
 from index.dataset import Dataset
 from index.explain import METHODS, explain, modality_shares
-from index.features import from_dataset
+from index.features import Ages, from_dataset, pad_ages
 from index.item_encoder import ItemEncoder
 
 NUM_CANDIDATES = 20
@@ -52,15 +52,28 @@ class JudgedUsers:
     """Rows of the catalogue, oldest first."""
     drivers: Sequence[str | None]
     """The modality that drives each user where the data were generated with it known, else None."""
+    ages: Sequence[Ages] | None = None
+    """Of each history; None: the model reads none."""
 
     @classmethod
     def of(
-        cls, dataset: Dataset, *, user_ids: Sequence[str], histories: Sequence[Rows], most: int, seed: int
+        cls,
+        dataset: Dataset,
+        *,
+        user_ids: Sequence[str],
+        histories: Sequence[Rows],
+        most: int,
+        seed: int,
+        ages: Sequence[Ages] | None = None,
     ) -> "JudgedUsers":
         """Take `most` of these users at random, with the truth about them if the folder has it."""
         truth = dataset.truth() or {}
         chosen = np.sort(np.random.default_rng(seed).permutation(len(user_ids))[:most])
-        return cls([histories[place] for place in chosen], [truth.get(user_ids[place]) for place in chosen])
+        return cls(
+            [histories[place] for place in chosen],
+            [truth.get(user_ids[place]) for place in chosen],
+            None if ages is None else [ages[place] for place in chosen],
+        )
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -99,9 +112,11 @@ def measure_faithfulness(
     drivers: list[int] = []
     for done, (history, driver) in enumerate(zip(histories, users.drivers, strict=True), start=1):
         places_L = items.places(history)
-        places_L = places_L[items.presence_NM[places_L].any(axis=1)]
+        is_item_L = items.presence_NM[places_L].any(axis=1)
+        places_L = places_L[is_item_L]
         if len(places_L) > 0:
-            user = _User(bundle, items, places_L)
+            ages_L = None if users.ages is None else users.ages[done - 1][-length:][is_item_L]
+            user = _User(bundle, items, places_L, ages_L)
             found = {method: user.explain(method) for method in methods}
             if driver in names:
                 drivers.append(names.index(driver))
@@ -159,8 +174,8 @@ class _Items:
 class _User:
     """One user's history and what the model recommends for it."""
 
-    def __init__(self, bundle: Bundle, items: _Items, places_L: Rows) -> None:
-        self._bundle, self._items, self._places_L = bundle, items, places_L
+    def __init__(self, bundle: Bundle, items: _Items, places_L: Rows, ages_L: Ages | None) -> None:
+        self._bundle, self._items, self._places_L, self._ages_L = bundle, items, places_L, ages_L
         queries_1QD = self._queries(np.ones((1, len(places_L)), dtype=np.bool_))
         scores_N = bundle.score(queries_1QD, items.candidates_ND)[0]
         scores_N[places_L] = -np.inf
@@ -181,6 +196,7 @@ class _User:
             presence_LM=items.presence_NM[self._places_L],
             candidate_states_KMS=items.states_NMS[self._top_K],
             candidate_presence_KM=items.presence_NM[self._top_K],
+            ages_L=self._ages_L,
         )
         return arrays.history_KL[0], modality_shares(arrays.interest_KM, scores_K=arrays.scores_K)
 
@@ -214,7 +230,10 @@ class _User:
         history_VPH[:, : len(history_LH)] = history_LH
         mask_VP = np.zeros((len(keep_VL), length), dtype=np.bool_)
         mask_VP[:, : len(history_LH)] = keep_VL
-        return self._bundle.encode_users(history_VPH, mask_VP)
+        if self._ages_L is None:
+            return self._bundle.encode_users(history_VPH, mask_VP)
+        ages_VP = np.repeat(pad_ages(self._ages_L, length=length)[np.newaxis], len(keep_VL), axis=0)
+        return self._bundle.encode_users(history_VPH, mask_VP, ages_VP)
 
 
 class _Tally:

@@ -32,6 +32,8 @@ that cancel. A wrong weight, mask or axis shows at 1e-2.
 _FLOOR = 1e-6
 """For tensors whose values are all tiny: differences below this are rounding of the numbers they came from."""
 
+_OLDEST_S = 10 * 365 * 86_400
+
 _SEED = 20_240_501
 
 Array = NDArray[Any]
@@ -80,10 +82,11 @@ def golden_inputs(
     for column in range(num_parts):
         presence_BLP[-1, column % length, column] = False
     presence_BLP[-1, 0] = False
+    ages = {"ages": _ages(rng, mask_BL)} if model.reads_ages else {}
     inputs: dict[GraphName, dict[str, Array]] = {
         "item_encoder": encoded,
         "state_encoder": {"states": states_BPS, "presence": parts_BP},
-        "user_encoder": {"history": history_BLH, "mask": mask_BL},
+        "user_encoder": {"history": history_BLH, "mask": mask_BL, **ages},
     }
     if "ranker" in graphs:
         queries_BQD = graphs["user_encoder"](inputs["user_encoder"])["queries"]
@@ -95,6 +98,7 @@ def golden_inputs(
         "mask": mask_BL,
         "candidate_states": states_BPS[1:],
         "candidate_presence": parts_BP[1:],
+        **ages,
     }
     return {**inputs, "explainer": explained}
 
@@ -129,6 +133,13 @@ def check_parity(folder: Path, graphs: Mapping[GraphName, Graph], golden: Golden
                     f"{graph.file}: {tensor} differs from the model by {difference:.3g} "
                     f"(largest value {largest:.3g}, allowed {TOLERANCE:g} of it)"
                 )
+
+
+def _ages(rng: np.random.Generator, mask_BL: NDArray[np.bool_]) -> Array:
+    """Return ages in seconds `[B, L]`, from ten years to none in each history, and something in the padding, too."""
+    ages_BL = np.sort(10 ** rng.uniform(0, np.log10(_OLDEST_S), mask_BL.shape), axis=1)[:, ::-1]
+    latest_B = mask_BL.sum(axis=1) - 1
+    return (ages_BL - ages_BL[np.arange(len(ages_BL)), latest_B, None]).astype(np.float32)
 
 
 def _raw(model: ServableModel, items: ModelInputs, num_items: int) -> dict[str, Array]:

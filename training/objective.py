@@ -72,6 +72,7 @@ class Objective:
         history_BL, mask_BL, target_B = (
             torch.from_numpy(array).to(self._device) for array in (batch.history_BL, batch.mask_BL, batch.target_B)
         )
+        age_BL = None if batch.age_BL is None else torch.from_numpy(batch.age_BL).to(self._device)
         negative_N = None if self._sampler is None else self._sampler.draw(generator)
         pool_P = None if augment is None else self._draw_pool(augment.pool_size, generator)
         items, places = self._encode(history_BL, target_B, negative_N, pool_P, chance=generator)
@@ -79,7 +80,12 @@ class Objective:
 
         # The users with views are encoded apart, so that their interest scores cost a backward pass over them alone.
         parts = [slice(0, num_viewed), slice(num_viewed, None)] if 0 < num_viewed < len(target_B) else [slice(None)]
-        histories = [self._histories(items, places(history_BL[part]), mask_BL[part]) for part in parts]
+        histories = [
+            self._histories(
+                items, places(history_BL[part]), mask_BL[part], age_BL=None if age_BL is None else age_BL[part]
+            )
+            for part in parts
+        ]
         aims = [
             self._aims(one, history_BL[part], target_B[part], items=items, places=places)
             for one, part in zip(histories, parts, strict=True)
@@ -160,12 +166,13 @@ class Objective:
         return items, lambda item_rows: torch.searchsorted(sorted_rows, item_rows)
 
     @staticmethod
-    def _histories(items: EncodedItems, history_BL: Tensor, mask_BL: Tensor) -> Histories:
+    def _histories(items: EncodedItems, history_BL: Tensor, mask_BL: Tensor, *, age_BL: Tensor | None) -> Histories:
         # F.embedding: its backward is a plain scatter-add, several times faster on a CPU than that of indexing.
-        return Histories(history_BL, mask_BL, F.embedding(history_BL, items.vectors_UD))
+        return Histories(history_BL, mask_BL, F.embedding(history_BL, items.vectors_UD), age_BL)
 
-    def _query(self, vectors_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        return self._model.encode_users(vectors_BLD, mask_BL).squeeze(-2)
+    def _query(self, vectors_BLD: Tensor, histories: Histories) -> Tensor:
+        """Return the queries of views of histories: other items at the same times."""
+        return self._model.encode_users(vectors_BLD, histories.mask_BL, histories.ages_BL).squeeze(-2)
 
     def _aims(
         self, histories: Histories, history_BL: Tensor, target_B: Tensor, *, items: EncodedItems, places: Places
@@ -178,7 +185,7 @@ class Objective:
         if isinstance(self._model, SasRec):
             state_BPD, mask_BP = self._model.read_all(histories.vectors_BLD, histories.mask_BL)
             return state_BPD[mask_BP], next_items(history_BL, histories.mask_BL, target_B)[mask_BP]
-        query_BQD = self._model.encode_users(histories.vectors_BLD, histories.mask_BL)
+        query_BQD = self._model.encode_users(histories.vectors_BLD, histories.mask_BL, histories.ages_BL)
         if self._model.num_queries == 1:
             return query_BQD.squeeze(-2), target_B
         target_BD1 = F.embedding(places(target_B), items.vectors_UD).unsqueeze(-1)
@@ -270,7 +277,7 @@ class Objective:
                 )
                 for _ in range(augment.views)
             ]
-            return torch.stack([self._query(view_VLD, histories.mask_BL) for view_VLD in views])
+            return torch.stack([self._query(view_VLD, histories) for view_VLD in views])
 
         return users("positive"), users("negative")
 

@@ -95,6 +95,7 @@ def publish_bundle(
             history_dim=model.history_dim,
             state_dim=model.state_dim,
             history_length=model.history_length,
+            history_ages=model.reads_ages,
             num_queries=model.num_queries,
             history_is_candidate=model.history_is_candidate,
             scorer=model.scorer,

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from index.dataset import Dataset
+from index.dataset import Dataset, DatasetError
 from training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from training.config import ContentRun, RunConfig, to_toml
+from training.config import ConfigError, ContentRun, RunConfig, to_toml
 from training.data.batches import PairSampler
 from training.data.catalogue import Catalogue
-from training.data.interactions import Interactions, read_interactions
+from training.data.interactions import Interactions, read_interactions, read_timed_interactions
 from training.data.split import HeldOut, Split, make_split
 from training.evaluate import Judged, judge_model, means
 from training.models import ContentModel
@@ -162,7 +162,7 @@ class _Parts:
 
     @classmethod
     def make(cls, config: ContentRun, dataset: Dataset, *, device: torch.device) -> "_Parts":
-        interactions = read_interactions(dataset)
+        interactions = _interactions(config, dataset)
         split = make_split(
             interactions, config.split, seed=config.seed, seen=config.eval.seen, sampled=config.eval.sampled
         )
@@ -209,6 +209,18 @@ class _Parts:
             seen=self.config.eval.seen,
             device=self.device,
         )
+
+
+def _interactions(config: ContentRun, dataset: Dataset) -> Interactions:
+    """Read what the model learns from, with times where it reads these."""
+    if not config.model.reads_ages:
+        return read_interactions(dataset)
+    try:
+        return read_timed_interactions(dataset)
+    except DatasetError as error:
+        if error.problem.column != "timestamp":
+            raise
+        raise ConfigError(f"model.kind: {config.model.kind} reads how old behaviour is, and {error}") from error
 
 
 def run_digest(config: RunConfig, dataset: Dataset) -> str:

@@ -37,6 +37,8 @@ class Histories:
     mask_BL: Tensor
     vectors_BLD: Tensor
     """In the graph of the users' queries: gradients with respect to it are the interest scores."""
+    ages_BL: Tensor | None = None
+    """As `ServableModel.encode_users` takes them."""
 
 
 def interest_gradients(query_BD: Tensor, target_BD: Tensor, vectors_BLD: Tensor) -> Tensor:

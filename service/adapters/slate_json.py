@@ -21,6 +21,7 @@ def write_slate(slate: ShownSlate) -> str:
         "subject": slate.subject,
         "at": slate.served_at,
         "history": slate.history,
+        "ages": slate.ages,
         "brought": {item_id: _write_vectors(vectors) for item_id, vectors in slate.brought.items()},
         "items": [tuple(item) for item in slate.items],  # named tuples take six times as long
         "version": _write_version(slate.version),
@@ -46,6 +47,7 @@ def read_slate(text: str) -> ShownSlate:
         subject=values["subject"],
         served_at=values["at"],
         history=tuple(values["history"]),
+        ages=tuple(values.get("ages", ())),  # slates of an earlier version have none
         brought={item_id: _read_vectors(texts) for item_id, texts in values["brought"].items()},
         items=tuple(ShownItem(*item) for item in values["items"]),
         version=_read_version(values["version"]),

@@ -101,6 +101,7 @@ def _attribute(model: Model, basis: Basis, rows_K: Rows, method: Method, deadlin
                 presence_LM=presence_LM,
                 candidate_states_KMS=states_KMS,
                 candidate_presence_KM=presence_KM,
+                ages_L=basis.history.ages_L,
             )
         if not all(np.isfinite(values).all() for values in (part.grid_KLM, part.contributions_KM, part.interest_KM)):
             raise FloatingPointError(f"{method} returned NaN or infinity")

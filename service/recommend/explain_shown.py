@@ -28,14 +28,14 @@ def shown_query(shown: ShownSlate, servable: Servable, *, level: ExplainLevel, m
     """Return the query that has what was shown explained; vectors that this version can not read are left out."""
     widths = servable.modalities
 
-    def past_item(item_id: ItemId) -> HistoryItem:
+    def past_item(item_id: ItemId, age: float | None) -> HistoryItem:
         vectors = shown.brought.get(item_id, {}).items()
         readable = {name: vector for name, vector in vectors if vector.shape == (widths.get(name),)}
-        return HistoryItem(item_id, None, readable or None)
+        return HistoryItem(item_id, None if age is None else -age, readable or None)
 
     return Query(
         subject=shown.subject,
-        history=tuple(map(past_item, shown.history)),
+        history=tuple(map(past_item, shown.history, shown.ages or [None] * len(shown.history))),
         k=max(len(shown.items), 1),
         explain=level,
         method=method,

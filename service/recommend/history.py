@@ -2,6 +2,9 @@
 
 A subject's events come first, the inline history follows. An item that occurs more than once counts once, at its latest
 place: viewing, opening and buying one thing is one interest, and must not push others out of the L places.
+
+Where a model reads ages, they are counted from the latest behaviour that is encoded: no clock is asked, and the same
+history gives the same answer at any time. What comes without a time is as old as what comes before it.
 """
 
 import math
@@ -14,7 +17,8 @@ from service.recommend.diversity import pool_size
 from service.recommend.errors import InvalidQuery
 from service.recommend.filters import FinalFilter
 from service.recommend.job import Basis, Job, Past, UsedHistory
-from service.recommend.servable import EncodedItems, Model, Servable
+from service.recommend.ports import StoredHistory
+from service.recommend.servable import Ages, EncodedItems, Model, Servable
 from service.recommend.types import HistoryItem, ItemId, Query, UserState, Vectors, user_id_of
 from service.recommend.what_if import left_of
 
@@ -162,6 +166,9 @@ def _resolve_one(job: Job, servable: Servable, rows: list[int]) -> Resolved:
         blocked.update(past_rows)
     blocked.discard(-1)
     past = _last_unique(past_ids, usable_rows, raw)
+    if servable.reads_ages or (servable.ranker is not None and servable.ranker.reads_ages):
+        time_of = dict(zip(usable_rows, _times(job.stored, inline), strict=True))  # that of the latest place
+        past = replace(past, occurred_at=tuple([time_of[row] for row in past.rows]))
     return Resolved(
         job=job,
         past=past,
@@ -189,7 +196,8 @@ def basis_for(model: Model, past: Past, query: Query, brought: EncodedItems | No
     length = model.history_length
     if brought is None and past.brought:
         brought = model.encode_items(past.brought)
-    history = UsedHistory(past.item_ids[-length:], past.rows[-length:], brought)
+    ages_L = _ages_of(past.occurred_at[-length:]) if model.reads_ages else None
+    history = UsedHistory(past.item_ids[-length:], past.rows[-length:], brought, ages_L=ages_L)
     if query.without is not None:
         history = left_of(model, history, query.without)
     user_id = None if history.rows else user_id_of(query.subject)
@@ -216,6 +224,24 @@ def _encode_brought(
         for item, row in zip(inline, past_rows[num_stored:], strict=True)
     ]
     return raw, encoded, past_rows[:num_stored] + inline_rows
+
+
+def _times(stored: StoredHistory, inline: Sequence[HistoryItem]) -> list[float]:
+    """Return when each behaviour was: without a time as the one before it, at the start as the first that has one."""
+    said = [*stored.occurred_at, *(item.occurred_at for item in inline)]
+    latest = next((moment for moment in said if moment is not None), 0.0)
+    times: list[float] = []
+    for moment in said:
+        latest = latest if moment is None else moment
+        times.append(latest)
+    return times
+
+
+def _ages_of(times: tuple[float, ...]) -> Ages:
+    """Return the seconds from each moment to the latest one."""
+    times_L = np.array(times, dtype=np.float64)
+    ages_L: Ages = (times_L.max(initial=-math.inf) - times_L).astype(np.float32)
+    return ages_L
 
 
 def _last_unique(item_ids: list[ItemId], rows: list[int], brought: tuple[Mapping[str, Vectors], ...]) -> Past:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from service.recommend.deadline import Deadline
 from service.recommend.filters import Picks
 from service.recommend.ports import StoredHistory
-from service.recommend.servable import EncodedItems, Mask, Ranker, Servable
+from service.recommend.servable import Ages, EncodedItems, Mask, Ranker, Servable
 from service.recommend.types import ItemId, Query, ScoredItem, UserState, Vectors
 
 NO_HISTORY = StoredHistory()
@@ -36,6 +36,8 @@ class Past:
     """Row of each item; an item unknown to the catalogue has -2 - i, where i is its place in `brought`."""
     brought: tuple[Mapping[str, Vectors], ...] = ()
     """Raw vectors by modality, of the items that came with their own."""
+    occurred_at: tuple[float, ...] = ()
+    """Seconds, of each item; empty where no model of the version reads ages."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +59,8 @@ class UsedHistory:
     """What the model makes of the items that came with their own modality vectors."""
     remains: Remains | None = None
     """None: all of it counts."""
+    ages_L: Ages | None = None
+    """Seconds from each behaviour to the latest of them; None: the model reads none."""
 
     @property
     def num_used(self) -> int:

@@ -86,6 +86,8 @@ class ShownSlate:
     filter: Filter
     brought: Mapping[ItemId, Mapping[str, Vectors]] = field(default_factory=dict)
     """The vectors that were sent of past items that the catalogue did not know."""
+    ages: tuple[float, ...] = ()
+    """Seconds from each behaviour of the history to its latest one; empty: the model reads none."""
     shown_before: tuple[ItemId, ...] = ()
     """Items of the slates that this one continues."""
 

@@ -18,6 +18,8 @@ from service.recommend.types import Choice, Filter, ItemId, Method, ModelCard, Q
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Ages = NDArray[np.float32]
+"""Seconds from each behaviour of a history to its latest one; 0 in the padding."""
 
 
 class Selection(Protocol):
@@ -82,6 +84,11 @@ class Model(Protocol):
         ...
 
     @property
+    def reads_ages(self) -> bool:
+        """Whether it counts how long ago each behaviour of a history was."""
+        ...
+
+    @property
     def methods(self) -> tuple[Method, ...]:
         """Explanation methods of this model, its default first."""
         ...
@@ -111,8 +118,8 @@ class Model(Protocol):
         """Return which parts each item has, `[n, M]`."""
         ...
 
-    def encode_users(self, history_BLH: Vectors, mask_BL: Mask) -> Vectors:
-        """Return the queries `[B, Q, D]` of padded histories."""
+    def encode_users(self, history_BLH: Vectors, mask_BL: Mask, ages_BL: Ages | None = None) -> Vectors:
+        """Return the queries `[B, Q, D]` of padded histories; ages are given where `reads_ages` says so."""
         ...
 
     def history_with(self, states_LMS: Vectors, presence_LM: Mask, *, allowed_M: Mask) -> Vectors:
@@ -135,8 +142,9 @@ class Model(Protocol):
         presence_LM: Mask,
         candidate_states_KMS: Vectors,
         candidate_presence_KM: Mask,
+        ages_L: Ages | None = None,
     ) -> Attribution:
-        """Explain K candidates for one history."""
+        """Explain K candidates for one history, whose ages stay what they are whatever is taken away of it."""
         ...
 
     def decompose(

@@ -143,6 +143,7 @@ def _kept(note: _Note) -> ShownSlate:
         served_at=note.served_at,
         history=history.item_ids,
         brought={item_id: vectors[item_id] for item_id, row in pairs if row < 0} if vectors else {},
+        ages=() if history.ages_L is None else tuple(history.ages_L.tolist()),
         items=tuple([ShownItem(item.item_id, item.score, item.source) for item in slate.items]),
         version=slate.version,
         ranker=slate.ranker,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.recommend.filters import FinalFilter, Picks
 from service.recommend.history import Resolved
 from service.recommend.job import Basis
-from service.recommend.servable import Mask, Model, Rows, Servable
+from service.recommend.servable import Ages, Mask, Model, Rows, Servable
 from service.recommend.types import Filter, Vectors
 
 MAX_EXTRA = 256
@@ -54,10 +54,21 @@ def encode_users(model: Model, users: Sequence[Basis]) -> Vectors:
         if remains is not None:
             history_BLH[position, : len(remains.mask_L)] = remains.rows_LH
             mask_BL[position, : len(remains.mask_L)] = remains.mask_L
-    queries_BQD = model.encode_users(history_BLH, mask_BL)
+    if model.reads_ages:
+        queries_BQD = model.encode_users(history_BLH, mask_BL, _ages(users, length))
+    else:
+        queries_BQD = model.encode_users(history_BLH, mask_BL)
     if not np.isfinite(queries_BQD).all():
         raise FloatingPointError("the user encoder returned NaN or infinity")
     return queries_BQD
+
+
+def _ages(users: Sequence[Basis], length: int) -> Ages:
+    ages_BL = np.zeros((len(users), length), dtype=np.float32)
+    for position, user in enumerate(users):
+        if user.history.ages_L is not None:
+            ages_BL[position, : len(user.history)] = user.history.ages_L
+    return ages_BL
 
 
 def search_model(servable: Servable, users: Sequence[Resolved], queries_BQD: Vectors) -> list[Picks]:

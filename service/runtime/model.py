@@ -17,7 +17,7 @@ from index.features import ModelInputs, prepare
 from index.item_encoder import ItemEncoder
 from index.item_tables import ItemTables
 from index.known import KnownTable
-from service.recommend.servable import Attribution, EncodedItems, Mask, Rows
+from service.recommend.servable import Ages, Attribution, EncodedItems, Mask, Rows
 from service.recommend.types import Method, ModalityCard, ModelCard, ServedVersion, Vectors
 
 
@@ -42,6 +42,7 @@ class LoadedModel:
         self.modalities: Mapping[str, int] = {modality.name: modality.dim for modality in manifest.modalities}
         self.parts = manifest.part_names
         self.history_length = manifest.history_length
+        self.reads_ages = manifest.history_ages
         self.methods: tuple[Method, ...] = tuple(manifest.explanation_methods)
         self.method_without_history: Method = "occlusion" if manifest.is_ranker else "decomposition"
         self.card = _card(manifest, version)
@@ -103,6 +104,7 @@ class LoadedModel:
         presence_LM: Mask,
         candidate_states_KMS: Vectors,
         candidate_presence_KM: Mask,
+        ages_L: Ages | None = None,
     ) -> Attribution:
         """Explain K candidates for one history."""
         arrays = explain(
@@ -112,6 +114,7 @@ class LoadedModel:
             presence_LM=presence_LM,
             candidate_states_KMS=candidate_states_KMS,
             candidate_presence_KM=candidate_presence_KM,
+            ages_L=ages_L,
         )
         return _attribution(arrays)
 

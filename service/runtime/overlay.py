@@ -47,6 +47,7 @@ class OverlaidModel:
         self.parts = model.parts
         self.card = model.card
         self.history_length = model.history_length
+        self.reads_ages = model.reads_ages
         self.methods = model.methods
         self.method_without_history = model.method_without_history
         self.faithfulness = model.faithfulness

@@ -182,7 +182,15 @@ def histories(exported: Exported, rng, *, lengths) -> dict:
         "mask": np.arange(LENGTH) < np.array(lengths)[:, None],
         "candidate_states": rng.normal(size=(3, exported.num_parts, width)).astype(np.float32),
         "candidate_presence": np.ones((3, exported.num_parts), dtype=np.bool_),
+        **ages(exported, rng, len(lengths)),
     }
+
+
+def ages(exported: Exported, rng, num: int) -> dict:
+    """What models that read ages are given beside: hours to years, in no order, junk in the padding."""
+    if not exported.model.reads_ages:
+        return {}
+    return {"ages": (10 ** rng.uniform(3, 8, (num, LENGTH))).astype(np.float32)}
 
 
 def raw_items(exported: Exported, rng, presence) -> dict:
@@ -209,13 +217,14 @@ def test_users_agree_with_the_model_for_every_length(exported, rng):
     lengths = np.arange(LENGTH + 1)
     history = rng.normal(size=(len(lengths), LENGTH, exported.model.history_dim)).astype(np.float32)
     mask = np.arange(LENGTH) < lengths[:, None]
-    out = exported.agrees("user_encoder", {"history": history, "mask": mask})
+    given = {"history": history, "mask": mask, **ages(exported, rng, len(lengths))}
+    out = exported.agrees("user_encoder", given)
     np.testing.assert_allclose(out["queries"][0], np.atleast_2d(exported.default), atol=2e-6)
     for padding in (0.0, 1e30, np.nan):
-        junk = np.where(mask[..., None], history, np.float32(padding))
-        np.testing.assert_array_equal(
-            exported.run("user_encoder", {"history": junk, "mask": mask})["queries"], out["queries"]
-        )
+        junk = {**given, "history": np.where(mask[..., None], history, np.float32(padding))}
+        if "ages" in given:
+            junk["ages"] = np.where(mask, given["ages"], np.float32(padding))
+        np.testing.assert_array_equal(exported.run("user_encoder", junk)["queries"], out["queries"])
 
 
 def test_explanations_agree_with_the_model_for_every_length_and_each_part_missing(exported, rng):
@@ -248,6 +257,8 @@ def test_what_lies_in_absent_modalities_and_padding_changes_nothing(exported, rn
     nan = {name: value.copy() for name, value in inputs.items()}
     nan["states"][0, 2:] = nan["states"][1, 3, 0] = nan["candidate_states"][0, 1] = np.nan
     nan["presence"][0, 2:] = False
+    if "ages" in nan:
+        nan["ages"][0, 2:] = np.nan
     expected = exported.run("explainer", inputs)
     for name, value in exported.run("explainer", nan).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
@@ -264,7 +275,7 @@ def test_a_history_item_without_any_modality_is_no_item(exported, rng):
     inputs = histories(exported, rng, lengths=[4])
     inputs["presence"][0, 1] = False
     without = {name: value.copy() for name, value in inputs.items()}
-    for name in ("states", "presence", "mask"):
+    for name in without.keys() & {"states", "presence", "mask", "ages"}:
         without[name][0] = np.roll(np.delete(inputs[name][0], 1, axis=0), 0, axis=0)[[0, 1, 2, 3, 4, 4]]
     without["mask"][0] = np.arange(LENGTH) < 3
     out, expected = exported.run("explainer", inputs), exported.run("explainer", without)
@@ -284,8 +295,9 @@ def test_a_history_item_without_any_modality_is_no_item(exported, rng):
 def test_a_batch_gives_what_its_rows_give_alone(exported, rng):
     inputs = histories(exported, rng, lengths=[0, 1, 4, LENGTH])
     together = exported.run("explainer", inputs)
+    of_users = inputs.keys() & {"states", "presence", "mask", "ages"}
     for row in range(4):
-        alone = {**inputs, **{name: inputs[name][row : row + 1] for name in ("states", "presence", "mask")}}
+        alone = {**inputs, **{name: inputs[name][row : row + 1] for name in of_users}}
         for name, value in exported.run("explainer", alone).items():
             np.testing.assert_allclose(value[0], together[name][row], atol=5e-6 * max(np.abs(value).max(), 1))
     one = {**inputs, **{name: inputs[name][1:2] for name in ("candidate_states", "candidate_presence")}}
@@ -331,6 +343,7 @@ def test_the_bundle_says_what_it_is(exported, toy_dataset):
     exported.bundle.check_golden()
     for field in ("history_dim", "history_is_candidate", "num_queries", "scorer"):
         assert getattr(manifest, field) == getattr(exported.model, field)
+    assert manifest.history_ages == exported.model.reads_ages
 
 
 def test_every_file_of_the_bundle_is_documented(exported):

@@ -110,6 +110,33 @@ def test_a_longer_history_counts_by_its_last_items_where_order_does(model, raw, 
     assert torch.allclose(model.encode_users(items[None], mask), last) == model.reads_order
 
 
+DAY = 86_400.0
+AGES = torch.tensor([[900 * DAY, 30 * DAY, 3 * DAY, 0.0]], dtype=torch.float64)
+
+
+def test_ages_count_where_the_model_says_so_and_the_configuration_says_it_too(model, raw, presence):
+    items, mask = model.encode_items(raw, presence)[None, :4], torch.ones(1, 4, dtype=torch.bool)
+    without, aged = model.encode_users(items, mask), model.encode_users(items, mask, AGES)
+    assert torch.allclose(without, aged) != model.reads_ages
+    torch.testing.assert_close(model.encode_users(items, mask, torch.zeros_like(AGES)), without)
+    kinds = {family.model_fields["kind"].default: family for family in FAMILIES}
+    assert {type(built(one)): one.reads_ages for one in kinds.values()}[type(model)] == model.reads_ages
+
+
+def test_ages_in_padding_and_holes_change_nothing(model, raw, presence):
+    items, mask = model.encode_items(raw, presence)[None, :4], torch.tensor([[True, False, True, False]])
+    expected = model.encode_users(items[:, [0, 2]], mask[:, [0, 2]], AGES[:, [0, 2]])
+    for junk in (0.0, 1e12):
+        ages = torch.where(mask, AGES, junk)
+        torch.testing.assert_close(model.encode_users(items, mask, ages), expected)
+
+
+def test_when_a_history_is_read_changes_nothing(model, raw, presence):
+    items, mask = model.encode_items(raw, presence)[None, :4], torch.ones(1, 4, dtype=torch.bool)
+    later = model.encode_users(items, mask, AGES + 50 * DAY)
+    torch.testing.assert_close(later, model.encode_users(items, mask, AGES))
+
+
 def test_an_empty_history_gives_one_learned_answer(model):
     mask = torch.zeros(2, L, dtype=torch.bool)
     queries = model.encode_users(torch.randn(2, L, model.dim, dtype=torch.float64), mask)

@@ -45,6 +45,7 @@ def slate(number: int, *, subject=ANN) -> ShownSlate:
         subject=subject,
         served_at=1.7e9 + number,
         history=(ItemId("i1"), ItemId("new ünï 漢")),
+        ages=(86_400.5, 0.0),
         items=(ShownItem(ItemId("i2"), 0.1 + 0.2, "model"), ShownItem(ItemId("i3"), -1e-30, "popular")),
         version=VERSION,
         ranker=replace(VERSION, model_version="bundle-2"),

@@ -24,6 +24,7 @@ SHIPPED = [
 SEVERAL_INTERESTS = {
     "mind": ["model.interests=2", "optim.epochs=16"],
     "comirec_dr": ["model.interests=2", "optim.epochs=16", "pairs.item_dropout=0.3"],
+    "mtin": ["model.interests=2", "optim.epochs=16"],
 }
 """Routing to more interests than the toy's users have, which is one, takes longer and finds less."""
 SMALL = ["model.dim=16", "model.history_length=10", "optim.batch_size=64"]

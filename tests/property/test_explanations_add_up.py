@@ -13,45 +13,51 @@ from index.explain import METHODS, explain, modality_shares
 from index.store import ArtifactStore
 from tests.id_bundles import make_id_bundle
 from tests.torch_bundle import TorchBundle
-from training.models import BaseConfig, FeatureSpec
+from training.models import BaseConfig, FeatureSpec, MtinConfig
 
 LENGTH, DIM = 4, 6
 METHOD = st.sampled_from(METHODS)
 
 
-def make_bundle(num_modalities: int) -> TorchBundle:
+KINDS = {"base": BaseConfig, "mtin": MtinConfig}
+
+
+def make_bundle(kind: str, num_modalities: int) -> TorchBundle:
     modalities = tuple(Modality(name=f"m{number}", dim=3) for number in range(num_modalities))
     torch.manual_seed(num_modalities)
-    model = BaseConfig(dim=DIM, history_length=LENGTH).build(FeatureSpec(modalities))
+    model = KINDS[kind](dim=DIM, history_length=LENGTH).build(FeatureSpec(modalities))
     with torch.no_grad():
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
     return TorchBundle(model)
 
 
-BUNDLES = {num_modalities: make_bundle(num_modalities) for num_modalities in (1, 2, 4, 7)}
+BUNDLES = {(kind, num): make_bundle(kind, num) for kind in KINDS for num in (1, 2, 4, 7)}
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    num_modalities=st.sampled_from(sorted(BUNDLES)),
+    of=st.sampled_from(sorted(BUNDLES)),
     method=METHOD,
+    oldest_s=st.sampled_from([0.0, 1e5, 1e9]),
     num_items=st.integers(0, LENGTH + 2),
     num_candidates=st.integers(1, 3),
     scale=st.sampled_from([0.01, 1.0, 5.0]),
     present=st.floats(0, 1),
     seed=st.integers(0, 2**16),
 )
-def test_parts_and_residual_sum_to_the_score(num_modalities, method, num_items, num_candidates, scale, present, seed):
-    rng = np.random.default_rng(seed)
+def test_parts_and_residual_sum_to_the_score(of, method, oldest_s, num_items, num_candidates, scale, present, seed):
+    """Of models that read no ages, too: what these are then makes no difference."""
+    rng, (_, num_modalities) = np.random.default_rng(seed), of
     shape_L, shape_K = (num_items, num_modalities), (num_candidates, num_modalities)
     arrays = explain(
-        BUNDLES[num_modalities],
+        BUNDLES[of],
         method=method,
         states_LMS=(scale * rng.normal(size=(*shape_L, DIM))).astype(np.float32),
         presence_LM=rng.random(shape_L) < present,
         candidate_states_KMS=(scale * rng.normal(size=(*shape_K, DIM))).astype(np.float32),
         candidate_presence_KM=rng.random(shape_K) < present,
+        ages_L=rng.uniform(0, oldest_s, num_items).astype(np.float32),
     )
     allowed_K = 1e-5 * (1 + np.abs(arrays.scores_K))
     off_K = np.abs(arrays.contributions_KM.sum(axis=1) + arrays.residual_K - arrays.scores_K)

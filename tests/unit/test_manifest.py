@@ -44,6 +44,12 @@ def test_a_manifest_without_parts_has_its_modalities_as_parts():
     assert bundle().part_names == ("visual", "text")
 
 
+def test_a_manifest_from_before_there_were_ages_reads_none():
+    assert not bundle().history_ages
+    assert not BundleManifest.model_validate_json(bundle().model_dump_json(exclude={"history_ages"})).history_ages
+    assert bundle(history_ages=True).history_ages
+
+
 def test_parts_are_the_modalities_and_what_the_model_adds():
     assert bundle(parts=["visual", "text", "id", "bias"]).part_names == ("visual", "text", "id", "bias")
 

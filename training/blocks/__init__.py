@@ -5,7 +5,7 @@ from training.blocks.feedforward import FeedForward, FeedForwardKind
 from training.blocks.line import in_line, places
 from training.blocks.projector import ModalityProjector
 from training.blocks.recurrent import Gru
-from training.blocks.routing import HeadsPool, route
+from training.blocks.routing import HeadsPool, agree, gather, over_places, route, shares
 from training.blocks.transformer import CausalBlock, RowNorm
 
 __all__ = [
@@ -19,7 +19,11 @@ __all__ = [
     "Pooling",
     "RowNorm",
     "Scale",
+    "agree",
+    "gather",
     "in_line",
+    "over_places",
     "places",
     "route",
+    "shares",
 ]

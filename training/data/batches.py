@@ -38,6 +38,8 @@ class Batch:
     mask_BL: NDArray[np.bool_]
     """What counts; with item dropout it has holes before the padding, too."""
     target_B: NDArray[np.int64]
+    age_BL: NDArray[np.float32] | None = None
+    """Seconds from each item to the latest one of the history, 0 in the padding; None: times were not read."""
 
 
 class PairSampler:
@@ -110,7 +112,11 @@ class PairSampler:
         mask_BL = place_L < (cut_B - first_B)[:, None]
         place_BL = np.where(mask_BL, (start_B + first_B)[:, None] + place_L, 0)
         history_BL = np.where(mask_BL, self._interactions.item_E[place_BL], 0)
-        return Batch(users_B, history_BL, mask_BL, self._interactions.item_E[start_B + cut_B])
+        age_BL: NDArray[np.float32] | None = None
+        if (time_E := self._interactions.time_E) is not None:
+            latest_B1 = time_E[start_B + cut_B - 1, np.newaxis]
+            age_BL = np.where(mask_BL, latest_B1 - time_E[place_BL], 0).astype(np.float32)
+        return Batch(users_B, history_BL, mask_BL, self._interactions.item_E[start_B + cut_B], age_BL)
 
 
 def _positions(length_U: NDArray[np.int64], min_history: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

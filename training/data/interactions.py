@@ -3,7 +3,7 @@
 Legend: `U` users, `E` interactions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +31,8 @@ class Interactions:
     split_E: NDArray[np.int8] | None
     """TRAIN, VALID or TEST where the data set brings its own split, else None."""
     num_items: int
+    time_E: NDArray[np.int64] | None = None
+    """Seconds since the epoch; None: not asked for."""
 
     @property
     def num_users(self) -> int:
@@ -46,6 +48,10 @@ class Interactions:
         """Return one user's items, oldest first."""
         return self.item_E[self.start_U1[user] : self.start_U1[user + 1]]
 
+    def times_of(self, user: int) -> NDArray[np.int64] | None:
+        """Return when one user's items were, if that was asked for."""
+        return None if self.time_E is None else self.time_E[self.start_U1[user] : self.start_U1[user + 1]]
+
     def select(self, keep_E: NDArray[np.bool_]) -> "Interactions":
         """Return the interactions for which `keep_E` holds; users stay, with nothing if need be."""
         kept = np.concatenate([[0], np.cumsum(keep_E)])
@@ -55,6 +61,7 @@ class Interactions:
             item_E=self.item_E[keep_E],
             split_E=None if self.split_E is None else self.split_E[keep_E],
             num_items=self.num_items,
+            time_E=None if self.time_E is None else self.time_E[keep_E],
         )
 
     def popularity(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -87,6 +94,27 @@ def read_interactions(dataset: Dataset) -> Interactions:
     Raises:
         DatasetError: An interaction names an item that items.parquet lacks, or a split that does not exist.
     """
+    return _read(dataset)[0]
+
+
+def read_timed_interactions(dataset: Dataset) -> Interactions:
+    """Read the same with the time of each.
+
+    Raises:
+        DatasetError: As `read_interactions`; or no user has interactions of different times, so that the column says
+            nothing.
+    """
+    interactions, time_E = _read(dataset)
+    inner_E = np.ones(len(time_E), np.bool_)
+    inner_E[interactions.start_U1[:-1][interactions.lengths > 0]] = False  # nobody's first one
+    if not np.diff(time_E, prepend=0)[inner_E].any():
+        detail = "does not tell a user's interactions apart: all of them are of one time"
+        raise DatasetError(Problem(INTERACTIONS_FILE, detail, column="timestamp"))
+    return replace(interactions, time_E=time_E)
+
+
+def _read(dataset: Dataset) -> tuple[Interactions, NDArray[np.int64]]:
+    """Return the interactions, and the time of each."""
     item_ids = pa.array(dataset.item_ids, pa.string())
     number_of_user: dict[str, int] = {}
     users: list[NDArray[np.int64]] = []
@@ -105,15 +133,17 @@ def read_interactions(dataset: Dataset) -> Interactions:
     rank = np.empty(len(names), np.int64)
     rank[[number_of_user[name] for name in names]] = np.arange(len(names))
     user_E = rank[_joined(users, np.int64)]
-    order = np.lexsort((_joined(times, np.int64), user_E))  # stable: equal times keep the file's order
+    time_E = _joined(times, np.int64)
+    order = np.lexsort((time_E, user_E))  # stable: equal times keep the file's order
     lengths = np.bincount(user_E, minlength=len(names))
-    return Interactions(
+    interactions = Interactions(
         user_ids=tuple(names),
         start_U1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         item_E=_joined(items, np.int64)[order],
         split_E=_joined(splits, np.int8)[order] if splits else None,
         num_items=dataset.num_items,
     )
+    return interactions, time_E[order]
 
 
 def _user_numbers(column: pa.Array, number_of_user: dict[str, int]) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from index.features import Ages, ages_of
 from index.metrics import pad_targets
 from training.data.candidates import Candidates, SampledConfig, draw_candidates
 from training.data.interactions import TEST, TRAIN, VALID, Interactions
@@ -64,6 +65,8 @@ class HeldOut:
     """As `index.metrics` takes them."""
     candidates: Candidates | None = None
     """What the targets are ranked among once more, after the whole catalogue."""
+    ages: tuple[Ages, ...] | None = None
+    """Of each history; None: times were not read."""
 
     def __len__(self) -> int:
         """Return B."""
@@ -206,13 +209,14 @@ def _random_ranks(length_U: NDArray[np.int64], rng: np.random.Generator) -> tupl
 
 def held_out(interactions: Interactions, users: NDArray[np.int64], *, seen: Seen = "mask") -> HeldOut:
     """Return the users' first floor(0.8 n) interactions as history and the rest as targets."""
-    histories, targets = [], []
+    histories, targets, times = [], [], []
     for user in users:
-        items = interactions.of(int(user))
+        items, moments = interactions.of(int(user)), interactions.times_of(int(user))
         cut = int(len(items) * HISTORY_SHARE + 1e-9)
         histories.append(items[:cut])
         targets.append(items[cut:])
-    return _with_targets(users, histories, targets, seen=seen)
+        times.append(None if moments is None else moments[:cut])
+    return _with_targets(users, histories, targets, times, seen=seen)
 
 
 def all_users(interactions: Interactions, *, seen: Seen = "mask") -> HeldOut:
@@ -236,19 +240,32 @@ def _interaction_split(interactions: Interactions, split_E: NDArray[np.int8], *,
     users = np.arange(interactions.num_users)
 
     def against(targets: Interactions) -> HeldOut:
-        return _with_targets(users, [train.of(int(u)) for u in users], [targets.of(int(u)) for u in users], seen=seen)
+        return _with_targets(
+            users,
+            [train.of(int(u)) for u in users],
+            [targets.of(int(u)) for u in users],
+            [train.times_of(int(u)) for u in users],
+            seen=seen,
+        )
 
     return Split(train=train, train_users=users, valid=against(valid), test=against(test))
 
 
 def _with_targets(
-    users: NDArray[np.int64], histories: list[NDArray[np.int64]], targets: list[NDArray[np.int64]], *, seen: Seen
+    users: NDArray[np.int64],
+    histories: list[NDArray[np.int64]],
+    targets: list[NDArray[np.int64]],
+    times: list[NDArray[np.int64] | None],
+    *,
+    seen: Seen,
 ) -> HeldOut:
     if seen == "mask":
         targets = [t[~np.isin(t, h)] for h, t in zip(histories, targets, strict=True)]
     kept = [place for place, rows in enumerate(targets) if len(rows) > 0]
+    ages = tuple(ages_of(moments) for place in kept if (moments := times[place]) is not None)
     return HeldOut(
         users_B=users[kept],
         histories=tuple(histories[place] for place in kept),
         targets_BT=pad_targets([targets[place] for place in kept]),
+        ages=ages if len(ages) == len(kept) else None,
     )

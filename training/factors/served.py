@@ -59,7 +59,7 @@ class ServedById(ServableModel):
             for modality, (mean_D, _) in zip(self.modalities, maps, strict=True)
         )
 
-    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:  # noqa: ARG002  # none reads them
         """Return what the history gives `[B, Q, D]`; of no history, an average user."""
         return self.users.queries(rows_BLH, mask_BL)
 

@@ -23,6 +23,7 @@ from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.mind import Mind, MindConfig
 from training.models.mmgcn import Mmgcn, MmgcnConfig
+from training.models.mtin import Mtin, MtinConfig
 from training.models.neumf import NeuMf, NeuMfConfig
 from training.models.nfm import Nfm, NfmConfig
 from training.models.ngcf import Ngcf, NgcfConfig
@@ -45,6 +46,7 @@ ContentFamily = (
     | MindConfig
     | ComiRecSaConfig
     | ComiRecDrConfig
+    | MtinConfig
     | SasRecConfig
 )
 """Items and users from content: nothing is learned for a single user or item."""
@@ -134,6 +136,8 @@ __all__ = [
     "Mmgcn",
     "MmgcnConfig",
     "ModelConfig",
+    "Mtin",
+    "MtinConfig",
     "NeuMf",
     "NeuMfConfig",
     "Nfm",

@@ -7,6 +7,7 @@ state width, `D` vector width, `H` history row, `Q` queries, `K` candidates, `N`
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,9 @@ def score_catalogue(queries_BQD: Tensor, items_ND: Tensor, *, scorer: Scorer) ->
 
 class ServableModel(nn.Module, ABC):
     """Items from parts, users from items. Rows never interact: the gradient of a sum is the gradient of each row."""
+
+    reads_ages: ClassVar[bool] = False
+    """Whether it counts how long ago each behaviour of a history was."""
 
     def __init__(
         self,
@@ -107,11 +111,17 @@ class ServableModel(nn.Module, ABC):
         """Return item vectors `[..., D]` of states `[..., P, S]` and presence `[..., P]` bool."""
 
     @abstractmethod
-    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
         """Return queries `[B, Q, D]` of history rows `[B, L, H]` and mask `[B, L]` bool.
 
         Padding may hold anything finite and changes nothing. An empty history gives a default, never NaN. L may differ
         from `history_length`.
+
+        Args:
+            rows_BLH: Of the past items.
+            mask_BL: Where there are any.
+            ages_BL: Seconds from each behaviour to the latest one of its history, as it was before anything of it was
+                hidden; None: all are of one time. Read where `reads_ages` says so alone.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ learned), `S` state width, `D` vector width (equal to S here), `Q` queries.
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from training.settings import Settings
 
 class TowerSettings(Settings):
     """What all can be told."""
+
+    reads_ages: ClassVar[bool] = False
+    """As the model has it: said here too, as data are read before there is a model."""
 
     dim: int = Field(64, ge=1, le=1024, description="Width of states, item vectors and queries.")
     history_length: int = Field(50, ge=1, le=500, description="L: histories are cut to the last L items.")
@@ -64,10 +68,13 @@ class ItemTower(ContentModel):
     def read(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Return the queries `[B, Q, D]` of histories; of an empty one, anything finite."""
 
-    def encode_users(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    def encode_users(self, items_BLD: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:  # noqa: ARG002  # read by few
         """Return the queries `[B, Q, D]`."""
-        known_B11 = mask_BL.any(dim=-1)[:, None, None]
-        return torch.where(known_B11, self.read(items_BLD, mask_BL), self.default_query)
+        return self.or_default(self.read(items_BLD, mask_BL), mask_BL)
+
+    def or_default(self, queries_BQD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the queries `[B, Q, D]`, the learned one in place of those of empty histories."""
+        return torch.where(mask_BL.any(dim=-1)[:, None, None], queries_BQD, self.default_query)
 
     def project(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return states `[B, P, S]`: of modalities zero where absent, and `id` unknown."""

@@ -145,6 +145,7 @@ EDITS = {
     "input name": (lambda m: m["graphs"]["user_encoder"]["inputs"][0].update(name="x"), "is only in"),
     "output name": (lambda m: m["graphs"]["user_encoder"]["outputs"][0].update(name="x"), "is only in"),
     "dtype": (lambda m: m["graphs"]["user_encoder"]["inputs"][1].update(dtype="int64"), "the manifest says int64"),
+    "ages": (lambda m: m.update(history_ages=True), "user_encoder.onnx: has no input ages"),
     "rank": (lambda m: m["graphs"]["user_encoder"]["inputs"][1].update(shape=["batch"]), "the manifest says bool"),
 }
 

@@ -10,6 +10,7 @@ import pytest
 from index import rebuild as job
 from index.artefacts import ArtefactError
 from index.bundle import Bundle
+from index.catalogue import UserHistory
 from index.check import check_snapshot, exact_scores, measure_recall, sample_queries
 from index.config import RebuildConfig
 from index.dataset import Dataset
@@ -267,7 +268,9 @@ def test_the_recall_is_the_share_of_the_exact_answers_that_is_found(store, tmp_p
     version = rebuild(store, bundle_version=make_bundle(store, data), dataset=data).version
     snapshot = opened(store, version)
     bundle = Bundle.open(store.open_bundle(snapshot.manifest.bundle_version)[0])
-    queries = sample_queries(bundle, snapshot, [np.array([3, 4, 5])], num=4, seed=0)
+    queries = sample_queries(
+        bundle, snapshot, [UserHistory(np.array([3, 4, 5]), np.zeros(3, np.float32))], num=4, seed=0
+    )
     monkeypatch.setattr("index.check._EXACT_ROWS", 77)
     exact = exact_scores(snapshot, queries)
     expected, rows = ExactIndex(snapshot.candidates(np.arange(300))).search(queries, k=100)

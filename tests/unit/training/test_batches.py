@@ -95,3 +95,24 @@ def test_item_dropout_hides_items_but_never_all():
 def test_data_without_a_pair_is_refused():
     with pytest.raises(ValueError, match="more than 6 interactions"):
         sampler(min_history=6)
+
+
+TIMES = [[0, 5, 5, 1_000, 1_000_000_007], [9], [3, 4], [10, 20, 30, 40, 50, 60]]
+
+
+@pytest.mark.parametrize("item_dropout", [0.0, 0.5])
+def test_ages_are_counted_from_the_latest_item_before_the_target_whatever_is_cut_or_hidden(item_dropout):
+    config = PairsConfig(item_dropout=item_dropout)
+    data = interactions(HISTORIES, times=TIMES)
+    batch = PairSampler(data, np.arange(4), config, history_length=3, batch_size=10, seed=0).batch(0)
+    assert batch.age_BL.dtype == np.float32
+    for user, history, ages, target in zip(batch.users_B, batch.history_BL, batch.age_BL, batch.target_B, strict=True):
+        cut = HISTORIES[user].index(target)
+        moments = TIMES[user][max(0, cut - 3) : cut]
+        expected = [moments[-1] - moment for moment in moments]
+        assert ages.tolist() == expected + [0] * (3 - len(expected))
+        assert history[: len(expected)].tolist() == HISTORIES[user][max(0, cut - 3) : cut]
+
+
+def test_without_times_no_ages_are_made():
+    assert sampler().batch(0).age_BL is None

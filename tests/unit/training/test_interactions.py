@@ -8,7 +8,7 @@ import pytest
 from index.dataset import Dataset, DatasetError
 from tests import toy
 from tests.unit.training.worlds import interactions
-from training.data.interactions import TEST, TRAIN, gather_rows, read_interactions
+from training.data.interactions import TEST, TRAIN, gather_rows, read_interactions, read_timed_interactions
 
 
 def rewrite(path, table):
@@ -42,6 +42,21 @@ def test_users_are_numbered_by_name_and_items_ordered_by_time_whatever_the_order
 def test_equal_times_keep_the_order_of_the_file(folder):
     read = read_interactions(rewrite(folder, table([("u", f"i{n:04d}", 7) for n in (4, 1, 3, 0)])))
     assert read.of(0).tolist() == [4, 1, 3, 0]
+
+
+def test_times_are_kept_where_they_are_asked_for_in_the_order_of_the_items(folder):
+    dataset = rewrite(folder, table([("zoe", "i0003", 5), ("al", "i0001", 9), ("zoe", "i0002", 4), ("al", "i0000", 2)]))
+    assert read_interactions(dataset).times_of(0) is None
+    timed = read_timed_interactions(dataset)
+    assert [timed.times_of(0).tolist(), timed.times_of(1).tolist()] == [[2, 9], [4, 5]]
+    assert timed.of(1).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("moments", [(0, 0, 0), (4, 4, 9)], ids=["one time", "a time for each user"])
+def test_times_that_tell_no_ones_items_apart_are_an_error_with_the_column(folder, moments):
+    rows = [(user, f"i{n:04d}", moment) for n, (user, moment) in enumerate(zip("aab", moments, strict=True))]
+    with pytest.raises(DatasetError, match=r"interactions.parquet, column timestamp: .* of one time"):
+        read_timed_interactions(rewrite(folder, table(rows)))
 
 
 def test_an_unknown_item_is_an_error_with_row_and_column(folder):

@@ -119,3 +119,22 @@ def test_the_splits_own_seed_goes_before_the_runs():
 def test_data_that_can_not_be_split_is_refused(data, config, message):
     with pytest.raises(ValueError, match=message):
         make_split(data, config, seed=0)
+
+
+TIMES = [[10, 20, 400, 1_000, 5_000], [7, 7]]
+
+
+def test_ages_of_held_out_users_are_counted_from_the_end_of_their_history_and_know_no_target():
+    data = interactions([[1, 2, 3, 4, 5], [6, 7]], times=TIMES)
+    held = held_out(data, np.array([0, 1]))
+    assert [ages.tolist() for ages in held.ages] == [[990, 980, 600, 0], [0]]
+    assert held_out(interactions([[1, 2, 3, 4, 5]]), np.array([0])).ages is None
+
+
+def test_ages_go_with_the_histories_of_a_split_of_interactions():
+    splits = [[0, 1, 0, 0, 2], [0, 1]]
+    data = interactions([[1, 2, 3, 4, 5], [6, 7]], times=TIMES, splits=splits)
+    split = make_split(data, SplitConfig(kind="column"), seed=0)
+    assert [ages.tolist() for ages in split.valid.ages] == [[990, 600, 0], [0]]
+    assert [ages.tolist() for ages in split.test.ages] == [[990, 600, 0]]
+    assert split.train.times_of(0).tolist() == [10, 400, 1_000]
