@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from api_schemas.item_records import ItemRecordsEnd
@@ -12,8 +13,16 @@ from service.recommend.items import ItemChanges, state_of
 _PAGE = 200
 
 
-async def export_items(changes: ItemChanges, file: Path) -> ItemRecordsEnd:
+def _go_on() -> None: ...
+
+
+async def export_items(changes: ItemChanges, file: Path, *, check: Callable[[], None] = _go_on) -> ItemRecordsEnd:
     """Write the records of all changed items to a file, which is there whole or not at all; return its end.
+
+    Args:
+        changes: Where they are.
+        file: What is written.
+        check: Called before each piece; what it raises ends the work.
 
     Raises:
         StoreUnavailable: The changes can not be read.
@@ -24,6 +33,7 @@ async def export_items(changes: ItemChanges, file: Path) -> ItemRecordsEnd:
     partial = file.with_name(f"{file.name}.part")
     with partial.open("w", encoding="utf-8") as out:
         while True:
+            check()
             found = await changes.changed_since(seq, limit=_PAGE)
             for record in found.records:
                 state = state_of(record)

@@ -107,6 +107,7 @@ class Rig:
                 data=artifacts.root / "data",
                 config=None,
                 interval_s=60,
+                export=lambda _file, _check: None,
             ),
             items=CatalogueItems(servables=FakeSource(self.servable), catalogue=FakeCatalogue(), changes=self.changes),
             served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at, {}),
