@@ -112,6 +112,26 @@ async def test_a_rebuild_folds_the_changes_in_and_answers_stay_what_they_are(toy
         assert plain({"model": found["model"]})["model"].items() >= plain({"model": before["model"]})["model"].items()
 
 
+async def test_who_still_answers_from_an_older_version_keeps_the_changes_that_are_trimmed_behind_it(
+    toy_store, store, tmp_path
+):
+    history = f"sqlite:{tmp_path}/events.db"
+    export, folded = tmp_path / "items.ndjson", tmp_path / "folded"
+    async with running(store, history=history, reload={"interval_s": 3_600}) as client:
+        await change_much(client, toy_store)
+        before = await answers(client)
+        await asyncio.to_thread(told, service_app, "export-items", "--history", history, "--out", export)
+        fold(Dataset.open(toy_store.dataset), read_records(export), folded)
+        for _ in range(2):
+            await asyncio.to_thread(bundles.make_snapshot, ArtifactStore(store), folded, bundle=toy_store.bundle)
+        trim = ("trim-items", "--history", history, "--store", store)
+        assert (await asyncio.to_thread(told, service_app, *trim)).startswith("changes up to 6 are in the indexes; 2 ")
+        await client.patch("/v1/items/i0040", json={"available": False})
+        await client.patch("/v1/items/i0040", json={"available": True})
+        assert (await client.get("/version")).json()["index"] == toy_store.snapshot
+        assert await answers(client) == before
+
+
 def test_a_rebuild_is_refused_only_where_changes_are_forgotten_that_the_dataset_lacks(toy_store, store):
     artefacts, old = ArtifactStore(store), Dataset.open(toy_store.dataset)
     assert trimmed_to(artefacts) == 0
