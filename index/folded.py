@@ -28,7 +28,7 @@ class FoldedIn:
     dataset: Dataset
     num_changes: int
     """Items that have changed since what it was made of; 0: it is that itself."""
-    num_before: int
+    seq_before: int
     """The change up to which that went."""
 
 

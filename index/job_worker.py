@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from index.jobs import JobStore
 from index.progress import Reporter
 from index.rebuild import rebuild
 from index.store import ArtefactError, ArtifactStore
+from index.trimmed import folded_in_use, note_trimmed
 
 NICENESS = 10
 """Whoever answers requests on the same cores comes first."""
@@ -79,9 +81,9 @@ def build(jobs: JobStore, job: Job, *, store: ArtifactStore, dataset: Path, conf
     """
     report = JobReporter(jobs, job)
     try:
-        data = Dataset.open(dataset)
+        data, forgettable = Dataset.open(dataset), 0
         if job.request.fold_changes:
-            data = _with_changes(data, jobs, store=store, report=report)
+            data, forgettable = _with_changes(data, jobs, store=store, report=report)
         version = _rebuild(job, store=store, data=data, config=config, report=report)
     except (ArtefactError, ValueError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -89,17 +91,23 @@ def build(jobs: JobStore, job: Job, *, store: ArtifactStore, dataset: Path, conf
             reason = reason.replace(f"{folder}{os.sep}", "")
         report.save(state="failed", error=reason[:MAX_ERROR], eta_s=None, ended_at=datetime.now(UTC))
     else:
+        with suppress(ArtefactError, OSError):  # the index is there all the same; the next one tries again
+            note_trimmed(store, up_to=min(forgettable, folded_in_use(store)))
         report.save(state="succeeded", index=version, eta_s=None, ended_at=datetime.now(UTC))
     return report.job
 
 
-def _with_changes(named: Dataset, jobs: JobStore, *, store: ArtifactStore, report: JobReporter) -> Dataset:
-    """Return the dataset that has all changes, and say so in the record."""
+def _with_changes(named: Dataset, jobs: JobStore, *, store: ArtifactStore, report: JobReporter) -> tuple[Dataset, int]:
+    """Return the dataset that has all changes, and up to which one nobody needs them elsewhere; say so in the record.
+
+    That is what was there before this build. It shows that the caller goes on from what is kept: who comes with new
+    data each time needs the changes each time.
+    """
     folded = fold_in(store.root, named, jobs.changes_file(report.job.id), report=report)
     data = None if folded.dataset is named else folded.dataset.path.relative_to(store.root).as_posix()
     report.save(folded_changes=folded.num_changes, folded_data=data)
     jobs.drop_changes(report.job.id)
-    return folded.dataset
+    return folded.dataset, folded.seq_before
 
 
 def _rebuild(job: Job, *, store: ArtifactStore, data: Dataset, config: Path | None, report: Reporter) -> str:

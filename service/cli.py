@@ -135,7 +135,7 @@ def trim_changes(
     history: HistoryOption,
     store: Annotated[Path, typer.Option(help="Folder of bundles and snapshots.", file_okay=False)],
 ) -> None:
-    """Forget changes that are in the current index and in the one that a rollback would go to."""
+    """Forget changes that are in all indexes in use, and in those that a rollback would go to."""
     up_to, left = _with_items(history, lambda changes: trim_items(changes, ArtifactStore(store)))
     typer.echo(f"changes up to {up_to} are in the indexes; {left:,} changed or hidden items are kept")
 

@@ -22,7 +22,7 @@ from service.api.limits import RateLimiter
 from service.api.parts import Parts
 from service.api.ready import Readiness
 from service.api.routing import Border
-from service.item_records import export_items
+from service.item_records import export_items, trim_noted
 from service.observability.logging import (
     SERVICE_FAILED,
     SERVICE_STARTED,
@@ -163,6 +163,7 @@ class Composition:
                 config=settings.builds.config,
                 interval_s=settings.reload.interval_s,
                 export=partial(_export, settings.history_url),
+                trim=partial(_trim, settings.history_url, artifacts),
                 on_ended=lambda job: metrics.builds.labels(job.state).inc(),
             )
             load = partial(self._load, artifacts, live)
@@ -251,6 +252,11 @@ class Composition:
 def _export(history: str, file: Path, check: Callable[[], None]) -> None:
     """Write all changes of items to a file: beside the service's own connections, whose requests wait for nothing."""
     with_items(history, lambda changes: export_items(changes, file, check=check), timeout_s=LONG_WORK_TIMEOUT_S)
+
+
+def _trim(history: str, artifacts: ArtifactStore) -> tuple[int, int]:
+    """Forget the changes that no index needs any more."""
+    return with_items(history, lambda changes: trim_noted(changes, artifacts), timeout_s=LONG_WORK_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager

@@ -26,6 +26,8 @@ BUILD_STARTED = "build_started"
 BUILD_ENDED = "build_ended"
 BUILDS_STALLED = "builds_stalled"
 CHANGES_NOT_READ = "build_changes_not_read"
+CHANGES_TRIMMED = "build_changes_trimmed"
+CHANGES_NOT_TRIMMED = "build_changes_not_trimmed"
 
 RETRY_S = 30.0
 """After so long a store that could not be written to is tried again."""
@@ -35,6 +37,9 @@ _log = structlog.get_logger()
 
 Export = Callable[[Path, Callable[[], None]], object]
 """Writes all changes of items to a file, in pieces; before each it calls what may raise, to end it."""
+
+Trim = Callable[[], tuple[int, int]]
+"""Forgets the changes that are in all indexes in use; returns up to which one, and how many items are left."""
 
 
 def _ignore(job: Job) -> None: ...
@@ -56,6 +61,7 @@ class Builder:
         config: Path | None,
         interval_s: float,
         export: Export,
+        trim: Trim,
         on_ended: Callable[[Job], None] = _ignore,
     ) -> None:
         """Prepare; nothing runs before `serve`.
@@ -67,6 +73,7 @@ class Builder:
             config: How to rebuild; None: the defaults.
             interval_s: How often to look for jobs that other workers took in.
             export: Used in a thread.
+            trim: Used in a thread.
             on_ended: Hears of each job that ran here.
         """
         self.jobs = jobs
@@ -75,6 +82,7 @@ class Builder:
         self._config = config
         self._interval_s = interval_s
         self._export = export
+        self._trim = trim
         self._on_ended = on_ended
         self._submitted = asyncio.Event()
         self._idle_stamp: int | None = None
@@ -189,3 +197,10 @@ class Builder:
         tell = _log.info if job.state == "succeeded" else _log.error
         tell(BUILD_ENDED, job_id=job.id, state=job.state, exit_code=exit_code, index_version=job.index, error=job.error)
         self._on_ended(job)
+        if job.state == "succeeded" and job.request.fold_changes:
+            try:
+                up_to, left = self._trim()
+            except (StoreUnavailable, ArtefactError, OSError, ValueError) as error:  # after the next one, then
+                _log.error(CHANGES_NOT_TRIMMED, job_id=job.id, reason=str(error))
+            else:
+                _log.info(CHANGES_TRIMMED, job_id=job.id, changes_seq=up_to, changed_items=left)

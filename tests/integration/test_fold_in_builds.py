@@ -1,6 +1,7 @@
 """Builds over HTTP fold in what was changed over HTTP: nothing acknowledged is lost, whatever ends them, and the file
 that the changes travel in is gone when they are over."""
 
+import asyncio
 import os
 import signal
 
@@ -10,6 +11,8 @@ import pytest
 from index.dataset import Dataset
 from index.jobs import PROCESS_ENDED
 from index.store import ArtifactStore
+from index.trimmed import trimmed_to
+from service.stores import with_items
 from tests.bundles import make_bundle, make_snapshot
 from tests.integration.test_builds import job_when, over, processes_of, running
 from tests.integration.test_fold_items import follow
@@ -80,6 +83,16 @@ def titles(dataset) -> dict[str, str]:
     return dict(zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True))
 
 
+async def records_when_trimmed(history, *, to):
+    """Return what is kept of changes once those up to a number are forgotten."""
+    for _ in range(1_000):
+        found = await asyncio.to_thread(with_items, history, lambda kept: kept.changed_since(0, limit=100), timeout_s=5)
+        if found.trimmed_to >= to:
+            return found.records
+        await asyncio.sleep(0.01)
+    raise AssertionError(found)
+
+
 def files_left(store):
     return [path.name for path in (store.root / "jobs").glob("*.changes*")] + list(store.root.glob("*/*/.tmp-*"))
 
@@ -106,6 +119,19 @@ async def test_a_build_folds_in_what_was_changed_and_the_next_one_goes_on_from_t
         assert second["folded_data"] != first["folded_data"]
         assert await shown(client) == before - {"new"}
         assert files_left(store) == []
+
+        # This index and the one before it have the first four; that an item is hidden stays.
+        assert trimmed_to(store) == 4
+        assert [record.item_id for record in await records_when_trimmed(history, to=4)] == ["i0034", "new"]
+        refused = await built(client, {**body, "fold_changes": False})
+        assert "toy: has the changes of items up to 0, and those up to 4 were trimmed" in refused["error"]
+        third = await built(client, body)
+        assert (third["state"], third["folded_changes"], third["folded_data"]) == (
+            "succeeded",
+            0,
+            second["folded_data"],
+        )
+        assert await shown(client) == before - {"new"}
 
 
 async def test_without_changes_or_without_folding_an_index_is_built_from_the_folder_as_it_is(store, body, toy_store):

@@ -39,13 +39,13 @@ def test_a_build_goes_on_from_what_the_one_before_has_folded_in(tmp_path, named,
     assert (fold_in(tmp_path, one := named(), export())).dataset is one
     assert not (tmp_path / "folded").exists(), "without changes nothing is copied"
     first = fold_in(tmp_path, named(), export(1, 2))
-    assert (first.num_changes, first.num_before, first.dataset.num_items) == (2, 0, 58)
+    assert (first.num_changes, first.seq_before, first.dataset.num_items) == (2, 0, 58)
     assert first.dataset.path.parent == tmp_path / "folded" / "shop"
     assert validate(first.dataset.path) == []
     again = fold_in(tmp_path, named(), export(1, 2))
-    assert (again.num_changes, again.num_before, again.dataset.path) == (0, 2, first.dataset.path)
+    assert (again.num_changes, again.seq_before, again.dataset.path) == (0, 2, first.dataset.path)
     second = fold_in(tmp_path, named(), export(1, 2, 3, trimmed_to=2))
-    assert (second.num_changes, second.num_before, second.dataset.num_items) == (1, 2, 57)
+    assert (second.num_changes, second.seq_before, second.dataset.num_items) == (1, 2, 57)
     assert second.dataset.manifest.changes_seq == 3
     assert named().num_items == 60, "what callers have put there stays as it is"
 
@@ -56,7 +56,7 @@ def test_what_was_made_of_other_data_does_not_count(tmp_path, named, export):
     manifest = json.loads((path / "dataset.json").read_text())
     (path / "dataset.json").write_text(json.dumps({**manifest, "description": "another day"}))
     made = fold_in(tmp_path, named(), export(1, 2))
-    assert (made.num_changes, made.num_before, made.dataset.manifest.description) == (2, 0, "another day")
+    assert (made.num_changes, made.seq_before, made.dataset.manifest.description) == (2, 0, "another day")
     (path / "dataset.json").write_text(json.dumps({**manifest, "description": "another day", "changes_seq": 2}))
     assert fold_in(tmp_path, one := named(), export(1, 2)).dataset is one, "it has them from elsewhere"
     (path / "dataset.json").write_text(json.dumps({**manifest, "description": "the day after"}))

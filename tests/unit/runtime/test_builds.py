@@ -20,7 +20,9 @@ def jobs(tmp_path) -> JobStore:
 
 
 def builder(jobs, tmp_path, export) -> Builder:
-    return Builder(jobs, store=tmp_path, data=tmp_path, config=None, interval_s=0.01, export=export)
+    return Builder(
+        jobs, store=tmp_path, data=tmp_path, config=None, interval_s=0.01, export=export, trim=lambda: (0, 0)
+    )
 
 
 async def ended(jobs, job):
