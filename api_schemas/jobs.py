@@ -34,6 +34,11 @@ class IndexRequest(Body):
         description="Point `CURRENT` at the index when it has passed its checks. false: it is published alone, for an "
         "alias to name.",
     )
+    fold_changes: bool = Field(
+        default=True,
+        description="Fold the items in that were changed over HTTP since; false: build from the folder as it is, and "
+        "leave them where they are.",
+    )
 
 
 class JobProgress(Response):
@@ -59,6 +64,14 @@ class Job(Response):
     progress: JobProgress | None = Field(default=None, description="null: it has not begun.")
     eta_s: float | None = Field(
         default=None, ge=0, description="Until the stage ends, at its pace so far; null: not known, or over."
+    )
+    folded_changes: int | None = Field(
+        default=None, ge=0, description="Changed items that it has folded in; null: not asked for, or not that far."
+    )
+    folded_data: str | None = Field(
+        default=None,
+        description="Dataset folder, below the store of versions, that has all changes folded in and was built from; "
+        "models can be trained on it. null: the named one.",
     )
     index: str | None = Field(default=None, description="Version of the index that was made.")
     error: str | None = Field(default=None, max_length=MAX_ERROR, description="Why it failed.")

@@ -13,6 +13,7 @@ from index.check import RECALL_TOLERANCE, check_snapshot
 from index.config import RebuildConfig
 from index.dataset import Dataset
 from index.fold import fold as fold_items
+from index.fold import read_records
 from index.progress import reporting
 from index.rebuild import rebuild as rebuild_index
 from index.snapshot import IndexSnapshot
@@ -86,7 +87,7 @@ def fold(
 ) -> None:
     """Write a dataset with the items that a service has changed since; to be rebuilt from, and trained on."""
     with _one_line_errors():
-        made = fold_items(Dataset.open(data), items, out)
+        made = fold_items(Dataset.open(data), read_records(items), out)
     typer.echo(
         f"{out}: {made.dataset.num_items:,} items ({made.num_added:,} added, {made.num_changed:,} changed, "
         f"{made.num_deleted:,} deleted, {made.num_ignored:,} ignored), changes up to "

@@ -21,9 +21,24 @@ from api_schemas.manifest import DatasetModality
 from index.dataset import TRUTH_FILE, Dataset
 from index.dataset_write import DatasetWriter
 from index.items import FIELDS
+from index.progress import Reporter, silent
 
 _ROWS = 65_536
 _MAX_LINE_BYTES = 16_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A file of changed items that was read."""
+
+    path: Path
+    lines: tuple[tuple[int, ItemRecordLine], ...]
+    """The latest record of each item with its line."""
+    end: ItemRecordsEnd
+
+    def num_after(self, seq: int) -> int:
+        """Return how many items have changed since the change `seq`."""
+        return sum(record.seq > seq for _, record in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +63,33 @@ class _Changed:
     """Where the old folder has it; -1: nowhere."""
 
 
-def fold(dataset: Dataset, records: Path, target: Path) -> FoldResult:
+def fold(dataset: Dataset, records: Records, target: Path, *, report: Reporter = silent) -> FoldResult:
     """Write the dataset with its changed items to `target`.
 
     The same records may be folded in again: what is in already is left out by its number.
 
     Args:
         dataset: As it was.
-        records: The file that the service has exported.
+        records: What the service has exported.
         target: A folder that is not there yet.
+        report: Hears of the checks of the new folder.
 
     Raises:
-        ValueError: A line of the file can not be used, the file was cut, or it begins after what the dataset has; names
-            file and line. A DatasetError when the folder can not be read.
+        ValueError: A record can not be used, or they begin after what the dataset has; names file, line and item. A
+            DatasetError when the folder can not be read.
         FileExistsError: The target is there already.
     """
-    lines, end = read_records(records)
-    done = dataset.manifest.changes_seq
+    end, done = records.end, dataset.manifest.changes_seq
     if end.trimmed_to > done:
         raise ValueError(
-            f"{records}: has the changes after {end.trimmed_to}, and {dataset.path} those up to {done}: fold into a "
-            "folder that has those in between"
+            f"{records.path}: has the changes after {end.trimmed_to}, and {dataset.path} those up to {done}: fold into "
+            "a folder that has those in between"
         )
     row_of = {item_id: row for row, item_id in enumerate(dataset.item_ids)}
     kept_N = np.ones(dataset.num_items, dtype=np.bool_)
     changed: list[_Changed] = []
     num_deleted = num_ignored = 0
-    for number, record in lines:
+    for number, record in records.lines:
         row = row_of.get(record.item_id, -1)
         amends = bool(record.model_fields_set & {*FIELDS, "attributes"})
         if (
@@ -98,13 +113,13 @@ def fold(dataset: Dataset, records: Path, target: Path) -> FoldResult:
         licence=manifest.licence,
         changes_seq=max(done, end.changes_seq),
     ) as writer:
-        table = _items(dataset, kept_N, changed, records)
+        table = _items(dataset, kept_N, changed, records.path)
         writer.add_items(table)
         for modality in manifest.modalities:
             writer.add_modality(
                 modality.name,
                 dim=modality.dim,
-                batches=_vectors(dataset, modality, kept_N, changed, records),
+                batches=_vectors(dataset, modality, kept_N, changed, records.path),
                 dtype=dataset.features(modality.name).dtype,
                 source=modality.source,
             )
@@ -114,16 +129,17 @@ def fold(dataset: Dataset, records: Path, target: Path) -> FoldResult:
             writer.add_interactions(rows.filter(pc.is_in(rows["item_id"].cast(pa.string()), value_set=known)))
         if (dataset.path / TRUTH_FILE).is_file():
             shutil.copyfile(dataset.path / TRUTH_FILE, writer.staging / TRUTH_FILE)
-        made = writer.publish()
+        made = writer.publish(on_progress=report)
     num_added = sum(one.row < 0 for one in changed)
     return FoldResult(made, num_added, len(changed) - num_added, num_deleted, num_ignored)
 
 
-def read_records(path: Path) -> tuple[list[tuple[int, ItemRecordLine]], ItemRecordsEnd]:
-    """Return the latest record of each item with its line, and what the end says.
+def read_records(path: Path) -> Records:
+    """Read the file that a service has exported.
 
     Raises:
-        ValueError: Names file and line.
+        ValueError: A line can not be read, or the file was cut; names file and line.
+        OSError: The file can not be read.
     """
     latest: dict[str, tuple[int, ItemRecordLine]] = {}
     end: ItemRecordsEnd | None = None
@@ -148,7 +164,7 @@ def read_records(path: Path) -> tuple[list[tuple[int, ItemRecordLine]], ItemReco
         raise ValueError(f"{path}: has no last line that says that it is the end: the export was cut")
     if len(latest) != end.num_items:
         raise ValueError(f"{path}: has {len(latest)} items, its end says {end.num_items}")
-    return list(latest.values()), end
+    return Records(path, tuple(latest.values()), end)
 
 
 def _items(dataset: Dataset, kept_N: NDArray[np.bool_], changed: Sequence[_Changed], records: Path) -> pa.Table:
@@ -189,7 +205,7 @@ def _column(
             cells.append(pa.array([value], dtype))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             raise ValueError(
-                f"{records}: line {one.line}, {name}: {value!r} does not fit into the dataset's column of {dtype}"
+                f"{_place(records, one)}, {name}: {value!r} does not fit into the dataset's column of {dtype}"
             ) from None
     return pa.concat_arrays(cells)
 
@@ -208,7 +224,11 @@ def _type_of(name: str, values: Sequence[Any], changed: Sequence[_Changed], reco
         return pa.float64()
     if isinstance(first, str):
         return pa.string()
-    raise ValueError(f"{records}: line {one.line}, {name}: {first!r} can not be in a table")
+    raise ValueError(f"{_place(records, one)}, {name}: {first!r} can not be in a table")
+
+
+def _place(records: Path, one: _Changed) -> str:
+    return f"{records}: line {one.line}, item {one.record.item_id!r}"
 
 
 def _vectors(
@@ -229,12 +249,12 @@ def _vectors(
             continue
         unknown = sorted(one.record.modalities.keys() - set(dataset.modality_names))
         if unknown:
-            raise ValueError(f"{records}: line {one.line}, modalities.{unknown[0]}: the dataset has no such modality")
+            raise ValueError(f"{_place(records, one)}, modalities.{unknown[0]}: the dataset has no such modality")
         vector = one.record.modalities.get(modality.name)
         if vector is not None and len(vector) != modality.dim:
             raise ValueError(
-                f"{records}: line {one.line}, modalities.{modality.name}: has {len(vector)} numbers, the dataset's "
-                f"vectors have {modality.dim}"
+                f"{_place(records, one)}, modalities.{modality.name}: has {len(vector)} numbers, the dataset's vectors "
+                f"have {modality.dim}"
             )
         values = np.zeros((1, modality.dim), dtype=np.float32)
         if vector is not None:

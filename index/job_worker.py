@@ -1,8 +1,9 @@
 """The process that builds one job: `python -m index.job_worker STORE JOB DATASET [CONFIG]`.
 
-Started by a service, from which it inherits the lock `STORE/jobs/.running` and a pipe on standard input. It ends when
-the pipe does, so that no build outlives the service that started it, and when its job is cancelled. A rebuild may be
-ended at any moment: what it has not published is swept away by the next one.
+Started by a service, from which it inherits the lock `STORE/jobs/.running` and a pipe on standard input, and which has
+written down the changes of items for it to fold in. It ends when the pipe does, so that no build outlives the service
+that started it, and when its job is cancelled. A rebuild may be ended at any moment: what it has not published is swept
+away by the next one.
 """
 
 import os
@@ -11,16 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from api_schemas.jobs import MAX_ERROR, Job, JobProgress
 from index.config import RebuildConfig
 from index.dataset import Dataset
+from index.folded import fold_in
 from index.jobs import JobStore
 from index.progress import Reporter
 from index.rebuild import rebuild
 from index.store import ArtefactError, ArtifactStore
+from index.trimmed import folded_in_use, note_trimmed
 
 NICENESS = 10
 """Whoever answers requests on the same cores comes first."""
@@ -77,23 +81,41 @@ def build(jobs: JobStore, job: Job, *, store: ArtifactStore, dataset: Path, conf
     """
     report = JobReporter(jobs, job)
     try:
-        version = _rebuild(job, store=store, dataset=dataset, config=config, report=report)
+        data, forgettable = Dataset.open(dataset), 0
+        if job.request.fold_changes:
+            data, forgettable = _with_changes(data, jobs, store=store, report=report)
+        version = _rebuild(job, store=store, data=data, config=config, report=report)
     except (ArtefactError, ValueError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         for folder in (dataset.parent, store.root):  # where they lie is nothing that callers must know
             reason = reason.replace(f"{folder}{os.sep}", "")
         report.save(state="failed", error=reason[:MAX_ERROR], eta_s=None, ended_at=datetime.now(UTC))
     else:
+        with suppress(ArtefactError, OSError):  # the index is there all the same; the next one tries again
+            note_trimmed(store, up_to=min(forgettable, folded_in_use(store)))
         report.save(state="succeeded", index=version, eta_s=None, ended_at=datetime.now(UTC))
     return report.job
 
 
-def _rebuild(job: Job, *, store: ArtifactStore, dataset: Path, config: Path | None, report: Reporter) -> str:
+def _with_changes(named: Dataset, jobs: JobStore, *, store: ArtifactStore, report: JobReporter) -> tuple[Dataset, int]:
+    """Return the dataset that has all changes, and up to which one nobody needs them elsewhere; say so in the record.
+
+    That is what was there before this build. It shows that the caller goes on from what is kept: who comes with new
+    data each time needs the changes each time.
+    """
+    folded = fold_in(store.root, named, jobs.changes_file(report.job.id), report=report)
+    data = None if folded.dataset is named else folded.dataset.path.relative_to(store.root).as_posix()
+    report.save(folded_changes=folded.num_changes, folded_data=data)
+    jobs.drop_changes(report.job.id)
+    return folded.dataset, folded.seq_before
+
+
+def _rebuild(job: Job, *, store: ArtifactStore, data: Dataset, config: Path | None, report: Reporter) -> str:
     made = rebuild(
         store,
         bundle_version=job.request.model,
         ranker_version=job.request.ranker,
-        dataset=Dataset.open(dataset),
+        dataset=data,
         config=RebuildConfig.load(config) if config else RebuildConfig(),
         make_current=job.request.make_current,
         report=report,

@@ -1,8 +1,9 @@
 """Jobs: builds of indexes, one at a time in a store, as files that every process of every machine reads.
 
-Layout: `STORE/jobs/<id>.json` says what a job is and how far; `<id>.cancel` beside it that it is to end;
-`.queue` is held while the queue changes; `.running` by the process that builds, for as long as it lives. The kernel
-drops that lock with the process, so a record that says `running` while nobody holds it tells of one that was killed.
+Layout: `STORE/jobs/<id>.json` says what a job is and how far; `<id>.cancel` beside it that it is to end; in
+`<id>.changes` are the changes of items that its process folds in. `.queue` is held while the queue changes; `.running`
+by the process that builds, for as long as it lives. The kernel drops that lock with the process, so a record that says
+`running` while nobody holds it tells of one that was killed.
 """
 
 import fcntl
@@ -171,6 +172,16 @@ class JobStore:
         """Tell whether a running job is to end."""
         return self._cancel_path(job_id).exists()
 
+    def changes_file(self, job_id: str) -> Path:
+        """Return where a job that runs finds the changes of items."""
+        return self._folder / f"{job_id}.changes"
+
+    def drop_changes(self, job_id: str = "job-*") -> None:
+        """Remove what was written of the changes for a job that is over, whole or not; by default for all of them."""
+        for left in self._folder.glob(f"{job_id}.changes*"):
+            with suppress(OSError):  # the next one tries again
+                left.unlink()
+
     def stamp(self) -> int:
         """Return what changes whenever a record does; 0: there never was a job."""
         try:
@@ -180,6 +191,7 @@ class JobStore:
 
     def _end_orphans(self) -> None:
         """Mark what runs without a process; by whoever holds `.running`, so nothing else can be running."""
+        self.drop_changes()
         for job in self._read_all():
             if job.state != "running":
                 continue

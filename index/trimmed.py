@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from index.artefacts import read_document, write_durably
+from api_schemas.manifest import SnapshotManifest
+from index.aliases import AliasStore
+from index.artefacts import MANIFEST, read_document, write_durably
 from index.dataset import Dataset
 from index.store import ArtifactStore
 
@@ -34,6 +36,19 @@ def note_trimmed(store: ArtifactStore, *, up_to: int) -> None:
     with store.locked():
         if up_to > trimmed_to(store):
             write_durably(_file_of(store), _Trimmed(changes_seq=up_to).model_dump_json().encode() + b"\n")
+
+
+def folded_in_use(store: ArtifactStore) -> int:
+    """Return up to which change every index has them that answers now, or would after a rollback; 0: none is current.
+
+    Raises:
+        ArtefactError: `CURRENT`, an alias or one of the indexes can not be read.
+    """
+    if store.current() is None:
+        return 0
+    targets = [target for alias in AliasStore(store).all() for target in (alias.target, alias.rollback_to)]
+    versions = {version for target in targets if target is not None for version in target.versions}
+    return min(read_document(store.path_of(version) / MANIFEST, SnapshotManifest).changes_seq for version in versions)
 
 
 def trimmed_to(store: ArtifactStore) -> int:

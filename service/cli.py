@@ -22,15 +22,13 @@ from service.observability.logging import SETTING_IGNORED, configure
 from service.recommend.errors import StoreUnavailable
 from service.server import GracefulServer, address_of, listen, run
 from service.settings import (
-    EventSettings,
-    ItemSettings,
     ServiceSettings,
     SettingsError,
     load_settings,
     settings_markdown,
     unknown_variables,
 )
-from service.stores import ItemStore, open_items, open_store
+from service.stores import ItemStore, open_store, with_items
 from service.supervisor import Supervisor
 from service.worker import work
 
@@ -137,23 +135,15 @@ def trim_changes(
     history: HistoryOption,
     store: Annotated[Path, typer.Option(help="Folder of bundles and snapshots.", file_okay=False)],
 ) -> None:
-    """Forget changes that are in the current index and in the one that a rollback would go to."""
+    """Forget changes that are in all indexes in use, and in those that a rollback would go to."""
     up_to, left = _with_items(history, lambda changes: trim_items(changes, ArtifactStore(store)))
     typer.echo(f"changes up to {up_to} are in the indexes; {left:,} changed or hidden items are kept")
 
 
 def _with_items(history: str, work: Callable[[ItemStore], Awaitable[Y]]) -> Y:
     """Run something on the store of changes, and say in one line what is wrong with it."""
-
-    async def run() -> Y:
-        changes = open_items(history, EventSettings(read_timeout_s=30, write_timeout_s=30), ItemSettings())
-        try:
-            return await work(changes)
-        finally:
-            await changes.close()
-
     try:
-        return asyncio.run(run())
+        return with_items(history, work, timeout_s=30)
     except (ArtefactError, ValueError, OSError, StoreUnavailable) as error:
         _end(" ".join(str(error).split()), code=FAILED)
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from service.api.limits import RateLimiter
 from service.api.parts import Parts
 from service.api.ready import Readiness
 from service.api.routing import Border
+from service.item_records import export_items, trim_noted
 from service.observability.logging import (
     SERVICE_FAILED,
     SERVICE_STARTED,
@@ -46,9 +48,11 @@ from service.runtime.reloader import Reloader
 from service.runtime.scenarios import ScenarioReloader
 from service.runtime.servable import LoadedServable, load_servable
 from service.settings import ServiceSettings
-from service.stores import EventStore, open_answers, open_items, open_slates, open_store
+from service.stores import EventStore, open_answers, open_items, open_slates, open_store, with_items
 
 MAINTAIN_EVERY_S = 30.0
+LONG_WORK_TIMEOUT_S = 10.0
+"""For one piece of what nobody waits for."""
 
 _log = structlog.get_logger()
 
@@ -158,6 +162,8 @@ class Composition:
                 data=settings.data_folder,
                 config=settings.builds.config,
                 interval_s=settings.reload.interval_s,
+                export=partial(_export, settings.history_url),
+                trim=partial(_trim, settings.history_url, artifacts),
                 on_ended=lambda job: metrics.builds.labels(job.state).inc(),
             )
             load = partial(self._load, artifacts, live)
@@ -241,6 +247,16 @@ class Composition:
 
     def _forget_parts(self) -> None:
         self._parts = None
+
+
+def _export(history: str, file: Path, check: Callable[[], None]) -> None:
+    """Write all changes of items to a file: beside the service's own connections, whose requests wait for nothing."""
+    with_items(history, lambda changes: export_items(changes, file, check=check), timeout_s=LONG_WORK_TIMEOUT_S)
+
+
+def _trim(history: str, artifacts: ArtifactStore) -> tuple[int, int]:
+    """Forget the changes that no index needs any more."""
+    return with_items(history, lambda changes: trim_noted(changes, artifacts), timeout_s=LONG_WORK_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager

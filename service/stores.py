@@ -1,7 +1,9 @@
 """Opens the stores that a URL names: SQLite files, or one Redis server for all of them."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from service.adapters.sqlite_answers import SqliteAnswers
 from service.adapters.sqlite_items import SqliteItems
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 EventStore: TypeAlias = "SqliteStore | RedisStore"
 ItemStore: TypeAlias = "SqliteItems | RedisItems"
+
+Y = TypeVar("Y")
 
 
 def open_store(url: str, events: EventSettings) -> EventStore:
@@ -57,6 +61,29 @@ def open_items(url: str, events: EventSettings, items: ItemSettings) -> ItemStor
     from service.adapters.redis_items import RedisItems  # as above
 
     return RedisItems(url, max_items=most, read_timeout_s=events.read_timeout_s, write_timeout_s=events.write_timeout_s)
+
+
+def with_items(url: str, work: Callable[[ItemStore], Awaitable[Y]], *, timeout_s: float) -> Y:
+    """Do something long with the store of changes, in a thread that has no event loop, by connections of its own.
+
+    Args:
+        url: As for `open_items`.
+        work: What to do.
+        timeout_s: What one call of the store may take.
+
+    Raises:
+        StoreFileError: As `open_items`; so is ValueError. Besides, whatever `work` raises.
+    """
+
+    async def run() -> Y:
+        events = EventSettings(read_timeout_s=timeout_s, write_timeout_s=timeout_s)
+        changes = open_items(url, events, ItemSettings())
+        try:
+            return await work(changes)
+        finally:
+            await changes.close()
+
+    return asyncio.run(run())
 
 
 def open_slates(url: str, events: EventSettings) -> SlateStore:

@@ -107,6 +107,8 @@ class Rig:
                 data=artifacts.root / "data",
                 config=None,
                 interval_s=60,
+                export=lambda _file, _check: None,
+                trim=lambda: (0, 0),
             ),
             items=CatalogueItems(servables=FakeSource(self.servable), catalogue=FakeCatalogue(), changes=self.changes),
             served=lambda: Served(version.model_version, None, version.index_version, version.index_built_at, {}),

@@ -135,10 +135,12 @@ class LiveCatalogue:
             if found.last_seq < self._seq:  # the store has begun anew
                 self._states, self._seq = {}, 0
                 return
+            # A version older than what was trimmed, as when the next is still being loaded, needs its changes yet.
+            forgotten = min([found.trimmed_to, *(servable.folded_seq for servable in list(self._views))])
             states = {
                 item_id: state
                 for item_id, state in self._states.items()
-                if state.seq > found.trimmed_to or state.available is False
+                if state.seq > forgotten or state.available is False
             }
             states |= {record.item_id: state_of(record) for record in found.records}
             self._states = states

@@ -11,7 +11,7 @@ from api_schemas.health import Ready
 from index.cli import app as index_app
 from index.dataset import Dataset
 from index.dataset_validate import validate
-from index.fold import fold
+from index.fold import fold, read_records
 from index.store import ArtefactError, ArtifactStore
 from index.trimmed import check_complete, note_trimmed, trimmed_to
 from service.cli import app as service_app
@@ -74,7 +74,7 @@ async def test_a_rebuild_folds_the_changes_in_and_answers_stay_what_they_are(toy
         )
         assert "61 items (2 added, 2 changed, 1 deleted, 1 ignored), changes up to 6 are in it" in said
         assert validate(folded) == []
-        again = fold(Dataset.open(folded), export, tmp_path / "again")
+        again = fold(Dataset.open(folded), read_records(export), tmp_path / "again")
         assert (again.num_added, again.num_changed, again.num_deleted, again.num_ignored) == (0, 0, 0, 6)
 
         artefacts = ArtifactStore(store)
@@ -112,6 +112,26 @@ async def test_a_rebuild_folds_the_changes_in_and_answers_stay_what_they_are(toy
         assert plain({"model": found["model"]})["model"].items() >= plain({"model": before["model"]})["model"].items()
 
 
+async def test_who_still_answers_from_an_older_version_keeps_the_changes_that_are_trimmed_behind_it(
+    toy_store, store, tmp_path
+):
+    history = f"sqlite:{tmp_path}/events.db"
+    export, folded = tmp_path / "items.ndjson", tmp_path / "folded"
+    async with running(store, history=history, reload={"interval_s": 3_600}) as client:
+        await change_much(client, toy_store)
+        before = await answers(client)
+        await asyncio.to_thread(told, service_app, "export-items", "--history", history, "--out", export)
+        fold(Dataset.open(toy_store.dataset), read_records(export), folded)
+        for _ in range(2):
+            await asyncio.to_thread(bundles.make_snapshot, ArtifactStore(store), folded, bundle=toy_store.bundle)
+        trim = ("trim-items", "--history", history, "--store", store)
+        assert (await asyncio.to_thread(told, service_app, *trim)).startswith("changes up to 6 are in the indexes; 2 ")
+        await client.patch("/v1/items/i0040", json={"available": False})
+        await client.patch("/v1/items/i0040", json={"available": True})
+        assert (await client.get("/version")).json()["index"] == toy_store.snapshot
+        assert await answers(client) == before
+
+
 def test_a_rebuild_is_refused_only_where_changes_are_forgotten_that_the_dataset_lacks(toy_store, store):
     artefacts, old = ArtifactStore(store), Dataset.open(toy_store.dataset)
     assert trimmed_to(artefacts) == 0
@@ -142,7 +162,7 @@ async def test_what_was_trimmed_can_not_be_folded_into_a_data_set_that_lacks_it(
     file = tmp_path / "items.ndjson"
     file.write_text(json.dumps({"schema_version": 1, "end": True, "changes_seq": 9, "trimmed_to": 4, "num_items": 0}))
     with pytest.raises(ValueError, match="fold into a folder that has those in between"):
-        fold(Dataset.open(toy_store.dataset), file, tmp_path / "out")
+        fold(Dataset.open(toy_store.dataset), read_records(file), tmp_path / "out")
 
 
 END = {"schema_version": 1, "end": True, "changes_seq": 9, "trimmed_to": 0, "num_items": 1}
@@ -158,9 +178,18 @@ END = {"schema_version": 1, "end": True, "changes_seq": 9, "trimmed_to": 0, "num
             [{"item_id": "a", "seq": 1, "op": "put"}, {"item_id": "b", "seq": 2, "op": "put"}, END],
             "2 items, its end says 1",
         ),
-        ([{"item_id": "a", "seq": 1, "op": "put", "modalities": {"visual": [1.0]}}, END], r"line 1, modalities.visual"),
-        ([{"item_id": "a", "seq": 1, "op": "put", "modalities": {"smell": [1.0]}}, END], r"line 1, modalities.smell"),
-        ([{"item_id": "a", "seq": 1, "op": "put", "attributes": {"year": "old"}}, END], r"line 1, year: 'old'"),
+        (
+            [{"item_id": "a", "seq": 1, "op": "put", "modalities": {"visual": [1.0]}}, END],
+            r"line 1, item 'a', modalities.visual",
+        ),
+        (
+            [{"item_id": "a", "seq": 1, "op": "put", "modalities": {"smell": [1.0]}}, END],
+            r"line 1, item 'a', modalities.smell",
+        ),
+        (
+            [{"item_id": "a", "seq": 1, "op": "put", "attributes": {"year": "old"}}, END],
+            r"line 1, item 'a', year: 'old'",
+        ),
         ([END, END], r"line 2 comes after the end"),
     ],
 )
@@ -168,7 +197,7 @@ def test_a_fold_names_the_line_that_is_wrong_and_leaves_nothing(toy_store, tmp_p
     file = tmp_path / "items.ndjson"
     file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     with pytest.raises(ValueError, match=said):
-        fold(Dataset.open(toy_store.dataset), file, tmp_path / "out")
+        fold(Dataset.open(toy_store.dataset), read_records(file), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

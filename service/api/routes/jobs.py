@@ -52,6 +52,9 @@ def job_routes(parts: PartsSource, border: Border) -> APIRouter:
     async def build(request: Request) -> Response:
         """Encode a catalogue with a model, build its index, check it, publish it: what `prismrec-index rebuild` does.
 
+        Items that were changed over HTTP are folded in first, into a dataset folder of its own: the next build goes on
+        from that. Changes that come while an index is built are in every answer, and in the next index.
+
         `Location` says where to see how far it is. One build runs at a time, in a process of its own at low priority;
         a few more may wait. One that is running when the service ends fails and leaves everything as it was; those that
         wait are built after the next start.

@@ -102,6 +102,20 @@ def test_a_record_that_is_no_record_holds_up_nobody(jobs, tmp_path):
     os.close(turn.lock)
 
 
+def test_the_changes_that_a_dead_process_has_not_folded_in_are_removed_with_its_job(jobs):
+    for _ in range(2):
+        jobs.submit(REQUEST)
+    turn = jobs.take_turn()
+    file = jobs.changes_file(turn.job.id)
+    for path in (file, file.with_name(f"{file.name}.part")):
+        path.write_text("much")
+    jobs.settle()
+    assert file.exists(), "its process may need them"
+    os.close(turn.lock)
+    assert jobs.get(turn.job.id).state == "failed"
+    assert [path.suffix for path in file.parent.glob("job-*")] == [".json"] * 2
+
+
 def test_progress_is_written_with_each_stage_and_once_a_second(jobs):
     now = [100.0]
     submitted = jobs.submit(REQUEST)
@@ -129,7 +143,7 @@ def test_progress_is_written_with_each_stage_and_once_a_second(jobs):
 
 def test_a_build_makes_an_index_or_says_why_not(jobs, toy_dataset, tmp_path):
     store = ArtifactStore(tmp_path)
-    request = IndexRequest(model=make_bundle(store, toy_dataset), data="toy")
+    request = IndexRequest(model=make_bundle(store, toy_dataset), data="toy", fold_changes=False)
 
     def built(request, *, dataset=toy_dataset):
         jobs.submit(request)
@@ -148,6 +162,6 @@ def test_a_build_makes_an_index_or_says_why_not(jobs, toy_dataset, tmp_path):
     missing = built(request, dataset=tmp_path / "data" / "gone")
     assert missing.state == "failed"
     assert missing.error == "gone: folder is missing"
-    unknown = built(REQUEST)
+    unknown = built(REQUEST.model_copy(update={"fold_changes": False}))
     assert unknown.error == f"versions/{REQUEST.model}: no such version in the store", "and not where the store lies"
     assert store.current() == taken.index
