@@ -20,13 +20,13 @@ from index.features import ModelInputs
 from training.export import Graph
 from training.models import ServableModel
 
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5
 """Largest difference allowed between torch and the exported graph, as a share of the tensor's largest value.
 
 Both compute in float32 (unit roundoff 6e-8) and differ only in the order of sums. A sum of n terms is off by at most
 n x 6e-8 of the sum of their sizes and by about sqrt(n) x 6e-8 as a rule; sums here have a few hundred terms and there
-are six or so in a row, which makes 1e-6. Measured: 2e-7 to 2e-6, the gradients included, which are means of terms
-that cancel. A wrong weight, mask or axis shows at 1e-2.
+are six or so in a row, which makes 1e-6. Measured: 2e-7 to 2e-6 as a rule; 2.1e-5, with AVX-512, of gradients where an
+attention is all but decided. A wrong weight, mask or axis shows at 1e-2.
 """
 
 _FLOOR = 1e-6

@@ -108,6 +108,7 @@ def test_a_linear_model_is_explained_exactly(linear):
 def test_occlusion_is_the_score_lost_when_the_part_is_really_gone(demure):
     given = inputs(4)
     arrays = explain(demure, method="occlusion", **given)
+    atol = 2e-5  # a difference of two scores, each rounded in its own order: 1.1e-5 was seen with AVX-512
 
     def lost(**changed):
         return arrays.scores_K - explain(demure, method="decomposition", **{**given, **changed}).scores_K
@@ -118,14 +119,14 @@ def test_occlusion_is_the_score_lost_when_the_part_is_really_gone(demure):
         return lost(presence_LM=presence)
 
     for item in range(4):
-        np.testing.assert_allclose(arrays.history_KL[:, item], without(item), atol=1e-5)
+        np.testing.assert_allclose(arrays.history_KL[:, item], without(item), atol=atol)
         for column in range(3):
-            np.testing.assert_allclose(arrays.grid_KLM[:, item, column], without(item, column), atol=1e-5)
+            np.testing.assert_allclose(arrays.grid_KLM[:, item, column], without(item, column), atol=atol)
     for column in range(3):
-        np.testing.assert_allclose(arrays.interest_KM[:, column], without(slice(None), column), atol=1e-5)
+        np.testing.assert_allclose(arrays.interest_KM[:, column], without(slice(None), column), atol=atol)
         own = given["candidate_presence_KM"].copy()
         own[:, column] = False
-        np.testing.assert_allclose(arrays.contributions_KM[:, column], lost(candidate_presence_KM=own), atol=1e-5)
+        np.testing.assert_allclose(arrays.contributions_KM[:, column], lost(candidate_presence_KM=own), atol=atol)
 
 
 def test_shapley_of_two_modalities_is_the_mean_of_joining_first_and_last(demure):
