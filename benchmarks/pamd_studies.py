@@ -69,7 +69,7 @@ MODELS = {
     "VECF": Line("vecf"),
     "MMGCN": Line("mmgcn"),
     "PAMD": Line("pamd"),
-    "PAMD, user query": Line("pamd-user"),
+    "PAMD by user": Line("pamd-user"),
 }
 PARTS = {
     "PAMD": Line("pamd"),

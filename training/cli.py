@@ -300,3 +300,7 @@ def _told(values: Mapping[str, float | int]) -> str:
 def _write_json(path: Path | None, document: object) -> None:
     if path is not None:
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()
