@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from index.store import ArtifactStore
 from tests import bundles, toy
+from tests.processes import RedisServer
 from tests.skips import SkipGuard, shared_root
 
 
@@ -72,6 +74,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Published:
             versions = train_and_rebuild(toy.make_dataset(folder / "data"), folder)
             (folder / "versions.json").write_text(json.dumps(versions))
         return Published(folder / "data", folder / "store", **json.loads((folder / "versions.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real redis-server for the tests of one file; who uses it empties it first."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def history(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where events and changes are kept: an empty place of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path}/events.db"
+    server: RedisServer = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    return server.url
 
 
 def train_and_rebuild(dataset: Path, folder: Path) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Border:
         self._access = access
         self._max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
-        """How long the next piece of a body may take."""
+        """How long a JSON body may take to arrive, and each piece of another one."""
         self._default_timeout_ms = default_timeout_ms
         self._max_timeout_ms = max_timeout_ms
 

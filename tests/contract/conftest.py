@@ -7,17 +7,9 @@ import pytest
 from service.adapters.redis_store import RedisStore
 from service.adapters.sqlite_store import SqliteStore
 from service.recommend.ports import EventLimits
-from tests.processes import RedisServer
 from tests.stores import CAP, MAX_BLOCKS
 
 MakeStore = Callable[[], Awaitable[SqliteStore | RedisStore]]
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -14,17 +14,9 @@ from service.recommend.errors import ChangesFull, StoreUnavailable
 from service.recommend.items import ItemChange
 from service.recommend.ports import EventLimits
 from service.recommend.types import Event, ItemId, user_subject
-from tests.processes import RedisServer
 
 MOST = 20
 ANN = user_subject("ann")
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "redis"])

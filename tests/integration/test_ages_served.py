@@ -18,7 +18,6 @@ from index.rebuild import rebuild
 from index.snapshot import IndexSnapshot
 from index.store import ArtifactStore
 from tests.integration.test_service_app import running
-from tests.processes import RedisServer
 from training.config import parse_config
 from training.data.catalogue import Catalogue
 from training.data.interactions import read_timed_interactions
@@ -66,16 +65,6 @@ class Made:
 @pytest.fixture(scope="module")
 def made(toy_dataset, tmp_path_factory) -> Made:
     return Made(toy_dataset, ArtifactStore(tmp_path_factory.mktemp("store")))
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def history(request, tmp_path):
-    if request.param == "sqlite":
-        yield f"sqlite:{tmp_path}/events.db"
-        return
-    server = RedisServer(tmp_path).start()
-    yield server.url
-    server.stop()
 
 
 def at(day: float) -> str:

@@ -4,12 +4,11 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import httpx2
-import pytest
 
 from service.main import create_app
 from service.settings import load_settings
 from tests.http_app import assert_problem
-from tests.processes import RedisServer, Service
+from tests.processes import Service
 
 KEY = {"idempotency-key": "order-66"}
 
@@ -17,16 +16,6 @@ KEY = {"idempotency-key": "order-66"}
 def body(number: int = 0, *, session: str = "tab"):
     event = {"event_id": f"e{number}", "session_id": session, "item_id": f"i{number}", "type": "click"}
     return {"events": [{**event, "occurred_at": "2026-01-01T00:00:00Z"}]}
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def history(request, tmp_path):
-    if request.param == "sqlite":
-        yield f"sqlite:{tmp_path}/events.db"
-        return
-    server = RedisServer(tmp_path).start()
-    yield server.url
-    server.stop()
 
 
 @asynccontextmanager

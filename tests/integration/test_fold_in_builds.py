@@ -22,23 +22,6 @@ from tests.processes import RedisServer, Service, wait_until
 SLOW = 'exact_max_items = 0\nfactory = "IVF4,Flat"\nbatch_rows = 1\n'
 
 
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def history(request, tmp_path):
-    """Where events and changes are kept."""
-    if request.param == "sqlite":
-        return f"sqlite:{tmp_path}/events.db"
-    server = request.getfixturevalue("redis_server")
-    server.command("FLUSHALL")
-    return server.url
-
-
 @pytest.fixture
 def store(tmp_path, toy_dataset) -> ArtifactStore:
     store = ArtifactStore(tmp_path / "store")

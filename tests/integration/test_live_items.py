@@ -12,19 +12,11 @@ from index.store import ArtifactStore
 from tests import bundles
 from tests.http_app import assert_problem
 from tests.integration.test_service_app import running
-from tests.processes import RedisServer
 from tests.ranker_bundles import make_ranker_bundle
 
 PAST = {"history": [{"item_id": "i0003"}, {"item_id": "i0014"}]}
 CANDIDATES = [*(f"i{number:04d}" for number in range(60)), "new"]
 ANN = {"user_id": "ann", "k": 60}
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "redis"])

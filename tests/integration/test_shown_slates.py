@@ -1,22 +1,9 @@
 """What was shown, in the whole service: kept after the answer, explained and continued by its id, gone when erased."""
 
-import pytest
-
 from tests.http_app import assert_problem
 from tests.integration.test_service_app import running
-from tests.processes import RedisServer
 
 ASKED = {"user_id": "ann", "history": [{"item_id": "i0003"}], "k": 5}
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def history(request, tmp_path):
-    if request.param == "sqlite":
-        yield f"sqlite:{tmp_path}/events.db"
-        return
-    server = RedisServer(tmp_path).start()
-    yield server.url
-    server.stop()
 
 
 def ids(answer) -> list[str]:
