@@ -147,7 +147,7 @@ MIN_EXPOSURE, MAX_EXPOSURE = 0.3, 3.0
 
 
 class ColdItems(OnDisk):
-    """What the model does with items that it was not trained on, measured on items held out of its tables."""
+    """What the model does with new items, measured on those without interactions and on some held out of its tables."""
 
     imputation: Literal["ridge", "knn", "mean", "network", "unknown"] = Field(
         description="Where the id part of a new item comes from; unknown: one that was learned for all of them."
@@ -155,9 +155,9 @@ class ColdItems(OnDisk):
     exposure_ratio: float = Field(
         ge=MIN_EXPOSURE,
         le=MAX_EXPOSURE,
-        description="Share of the held-out items among users' top K, over their share of the catalogue.",
+        description="Share of new items among users' top K, over their share of the catalogue.",
     )
-    num_items: int = Field(ge=1, description="Items held out.")
+    num_items: int = Field(ge=1, description="Items that it was measured on.")
     num_users: int = Field(ge=1)
 
 

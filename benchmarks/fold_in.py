@@ -38,7 +38,7 @@ from training.factors.cold import (
 from training.factors.encoders import MeanEncoder
 from training.factors.fold_in import ItemTables, fit_affine, implicit_als, pool
 from training.factors.gate import rank
-from training.factors.imputers import Imputer, LinearImputer, NearestImputer
+from training.factors.imputers import LinearImputer, NearestImputer
 from training.factors.new_users import fit_fold_in, learn_fold_in
 from training.factors.plan import Plan, imputer_items
 from training.factors.trainer import train_factors
@@ -169,7 +169,7 @@ class Trial:
             return {}
         fitted, held = imputer_items(data, seed=seed)
         design_IZ = design(data)
-        imputers: dict[str, Imputer] = {
+        imputers: dict[str, LinearImputer | NearestImputer] = {
             "mean": LinearImputer(data.widths, mean_weights(design_IZ.shape[1], learned_IF, fitted)),
             "ridge": LinearImputer(data.widths, fit_ridge(design_IZ, learned_IF, fitted, seed=seed)),
             **{

@@ -126,20 +126,25 @@ def make_imputer(
     if target_IF.shape[1] == 0:
         return None, None
     if network is not None:
-        return network, "network"
+        return Imputer(network, num_learned=target_IF.shape[1]), "network"
     if isinstance(config.model, PopularityConfig):
-        return LinearImputer(data.widths, torch.zeros(design(data).shape[1], target_IF.shape[1])), None
+        return _linear(data, torch.zeros(design(data).shape[1], target_IF.shape[1])), None
     fitted, _ = imputer_items(data, seed=config.seed)
     if kind == "knn":
         known = nearest_sample(fitted, width=raw_width + target_IF.shape[1], seed=config.seed)
         count = config.serving.neighbours
-        return NearestImputer(data.widths, data.content_IR[known], target_IF[known], count=count), kind
+        nearest = NearestImputer(data.widths, data.content_IR[known], target_IF[known], count=count)
+        return Imputer(nearest, num_learned=target_IF.shape[1]), kind
     design_IZ = design(data)
     if kind == "mean":
-        return LinearImputer(data.widths, mean_weights(design_IZ.shape[1], target_IF, fitted)), kind
+        return _linear(data, mean_weights(design_IZ.shape[1], target_IF, fitted)), kind
     if isinstance(model, GraphModel):
-        return LinearImputer(data.widths, fit_parts(data, model, fitted, seed=config.seed)), kind
-    return LinearImputer(data.widths, fit_ridge(design_IZ, target_IF, fitted, seed=config.seed)), kind
+        return _linear(data, fit_parts(data, model, fitted, seed=config.seed)), kind
+    return _linear(data, fit_ridge(design_IZ, target_IF, fitted, seed=config.seed)), kind
+
+
+def _linear(data: FactorData, weight_ZF: Tensor) -> Imputer:
+    return Imputer(LinearImputer(data.widths, weight_ZF), num_learned=weight_ZF.shape[1])
 
 
 def nearest_sample(items: Tensor, *, width: int, seed: int, most: int = MAX_TABLE) -> Tensor:
@@ -156,6 +161,8 @@ class Balance:
     """What is added to the predicted numbers of new items, and how exposed new items are then."""
 
     shift_F: Tensor
+    shifts_unknown: bool
+    """Whether items without content are shifted as well: where no item has any."""
     ratio: float
     num_items: int
     num_users: int
@@ -164,10 +171,11 @@ class Balance:
 def balanced(
     model: IdModel, data: FactorData, new_ID: Tensor, tables: ItemTables, fold_in: FoldInMap, *, seed: int
 ) -> Balance:
-    """Return the smallest shift of all new items that brings their exposure into balance.
+    """Return the smallest shift of new items that brings their exposure into balance.
 
-    It is chosen on half of the items kept out of the imputation and measured on the other half, for users read from
-    their histories, as they are served.
+    New are the items without interactions, whose own learned numbers are what they were initialised with, and items
+    kept out of the imputation: the shift is chosen with half of these and judged with the other half, for users read
+    from their histories, as they are served. Items without content are left out where others have it (`Imputer`).
 
     Args:
         model: Trained.
@@ -181,18 +189,24 @@ def balanced(
     trained_ID, histories = tables.items_ID, data.histories(users)
     queries_UQD = fold_in.queries(tables, histories)
     direction_F = shift_direction(model, queries_UQD, trained_ID)
-    fresh = torch.nonzero(data.degree_I == 0).squeeze(-1)
+    known_I = data.presence_IM.any(dim=-1)
+    shifts_unknown = not bool(known_I.any())
+    is_fresh_I = data.degree_I == 0
+    unknown = torch.nonzero(is_fresh_I & ~known_I).squeeze(-1)
+    fresh = torch.nonzero(is_fresh_I & (known_I | shifts_unknown)).squeeze(-1)
+    start_ID = trained_ID.clone()
+    start_ID[unknown] = new_ID[unknown]
 
     def ratio_of(shift: float, held_out: Tensor) -> float:
-        # Items without interactions are new as well: their own learned numbers are what they were initialised with.
-        table_ID, moved_ID = trained_ID.clone(), new_ID + model.as_items(direction_F * shift)
-        table_ID[fresh], table_ID[held_out] = moved_ID[fresh], moved_ID[held_out]
-        return exposure_ratio(model.score, queries_UQD, table_ID, held_out, histories)
+        new = torch.cat([fresh, held_out])
+        table_ID = start_ID.clone()
+        table_ID[new] = new_ID[new] + model.as_items(direction_F * shift)
+        return exposure_ratio(model.score, queries_UQD, table_ID, new, histories)
 
     _, held = imputer_items(data, seed=seed)
     tune, judge = (held[0::2], held[1::2]) if len(held) > 1 else (held, held)
     shift = balancing_shift(lambda size: ratio_of(size, tune))
-    return Balance(direction_F * shift, ratio_of(shift, judge), len(judge), len(users))
+    return Balance(direction_F * shift, shifts_unknown, ratio_of(shift, judge), len(fresh) + len(judge), len(users))
 
 
 def balancing_shift(ratio_of: Callable[[float], float]) -> float:

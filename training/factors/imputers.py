@@ -34,10 +34,6 @@ class LinearImputer(nn.Module):
         """Take raw vectors from now on; see `ModalityProjector.absorb`."""
         self.projector.absorb(maps)
 
-    def shift(self, by_F: Tensor) -> None:
-        """Add the same to whatever is predicted."""
-        self.constant_F += by_F
-
     def forward(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return `[B, F]`."""
         output_BF: Tensor = self.projector(features, presence_BM).sum(dim=1) + self.constant_F
@@ -80,11 +76,6 @@ class NearestImputer(nn.Module):
         """Take raw vectors from now on; see `ModalityProjector.absorb`."""
         self.similarity.absorb(maps)
 
-    def shift(self, by_F: Tensor) -> None:
-        """Add the same to whatever is predicted."""
-        self.learned_NF += by_F
-        self.mean_F += by_F
-
     def forward(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return `[B, F]`; of an item without content, the mean."""
         similarity_BN = self.similarity(features, presence_BM).sum(dim=1)
@@ -96,4 +87,35 @@ class NearestImputer(nn.Module):
         return torch.where(presence_BM.any(dim=-1, keepdim=True), found_BF, self.mean_F)
 
 
-Imputer = LinearImputer | NearestImputer | ContentNetwork
+class Imputer(nn.Module):
+    """A prediction and the shift that keeps new items in balance (ADR 0018).
+
+    Items without content are not shifted where others have it: they all have one vector, which would stand in no list
+    of a user, or in every place of it.
+    """
+
+    shift_F: Tensor
+    unknown_F: Tensor
+
+    def __init__(self, prediction: LinearImputer | NearestImputer | ContentNetwork, *, num_learned: int) -> None:
+        """Take what predicts the F learned numbers of an item; nothing is shifted yet."""
+        super().__init__()
+        self.prediction = prediction
+        self.register_buffer("shift_F", torch.zeros(num_learned))
+        self.register_buffer("unknown_F", torch.zeros(num_learned))
+
+    def absorb(self, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take raw vectors from now on; see `ModalityProjector.absorb`."""
+        self.prediction.absorb(maps)
+
+    def shift(self, by_F: Tensor, *, unknown: bool) -> None:
+        """Add the same to what is predicted of all items with content, and, if `unknown`, of those without."""
+        self.shift_F += by_F
+        if unknown:
+            self.unknown_F += by_F
+
+    def forward(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return `[B, F]`."""
+        known_B1 = presence_BM.any(dim=-1, keepdim=True)
+        output_BF: Tensor = self.prediction(features, presence_BM) + torch.where(known_B1, self.shift_F, self.unknown_F)
+        return output_BF

@@ -27,10 +27,6 @@ class ContentNetwork(nn.Module):
         """Take raw vectors from now on; see `ModalityProjector.absorb`."""
         self.views.absorb(maps)
 
-    def shift(self, by_D: Tensor) -> None:
-        """Add the same to whatever is predicted."""
-        self.out.bias.data += by_D
-
     def forward(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
         """Return `[B, D]` of vectors per modality `[B, D_m]` and presence `[B, M]`."""
         output_BD: Tensor = self.out(torch.relu(self.views(features, presence_BM).sum(dim=1)))

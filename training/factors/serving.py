@@ -123,7 +123,7 @@ def make_served(
     if imputer is not None and imputation is not None:
         new_ID = served.encode_items(*_content(data))
         balance = balanced(model, data, new_ID, _as_served(served, model, data), fold_in, seed=config.seed)
-        imputer.shift(balance.shift_F)
+        imputer.shift(balance.shift_F, unknown=balance.shifts_unknown)
         ratio = balance.ratio
         if MIN_EXPOSURE <= ratio <= MAX_EXPOSURE:
             cold = ColdItems(
@@ -230,6 +230,6 @@ def check_servable(served: Served, config: FactorRun) -> None:
         )
     if served.exposure_ratio is not None and served.cold is None:
         raise ServingError(
-            f"items held out of the imputation ({served.imputation}) have {served.exposure_ratio:.2f} times their "
+            f"new items, by imputation ({served.imputation}), have {served.exposure_ratio:.2f} times their "
             f"share of users' lists; what may be published is {MIN_EXPOSURE:g} to {MAX_EXPOSURE:g} (serving.cold_items)"
         )

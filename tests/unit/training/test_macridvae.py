@@ -16,7 +16,7 @@ from training.factors.concept_encoder import ConceptEncoder
 from training.factors.concept_fit import ConceptFit, pooled, prior_distance
 from training.factors.data import FactorData
 from training.factors.fold_in import FoldInMap, ItemTables
-from training.factors.imputers import LinearImputer
+from training.factors.imputers import Imputer, LinearImputer
 from training.factors.losses import Positives
 from training.factors.multinomial import multinomial
 from training.factors.plan import Plan
@@ -174,7 +174,7 @@ def test_served_items_are_the_models_and_what_is_predicted_is_one_too():
     widths, num_inputs = [4, 2], 4 + 2 + 2 + 1
     modalities = [Modality(name=name, dim=width) for name, width in zip(("text", "visual"), widths, strict=True)]
     torch.manual_seed(0)
-    imputer = LinearImputer(widths, torch.randn(num_inputs, 2 + 3 + 1))
+    imputer = Imputer(LinearImputer(widths, torch.randn(num_inputs, 2 + 3 + 1)), num_learned=2 + 3 + 1)
     served = ServedConcepts(
         model, modalities, history_length=5, imputer=imputer, users=ConceptEncoder(model.concepts)
     ).requires_grad_(requires_grad=False)

@@ -1,14 +1,21 @@
 """User encoders, imputers and the balance of new items, on numbers that can be checked by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from training.factors.cold import balancing_shift, nearest_sample
+from api_schemas.manifest import Modality
+from training.factors.cold import Balance, balanced, balancing_shift, nearest_sample
 from training.factors.encoders import AttentionEncoder, MeanEncoder
 from training.factors.fold_in import FoldInMap, ItemTables, padded, pool
-from training.factors.imputers import NearestImputer
+from training.factors.imputers import Imputer, NearestImputer
 from training.factors.learned import learn
+from training.factors.plan import imputer_items
+from training.models.factors import FactorModel
+from training.models.pairwise import MfBprConfig
+from training.models.servable import FeatureSpec
 from training.sections import LearnedConfig
 
 DIM = 4
@@ -91,14 +98,16 @@ def test_of_equally_near_items_any_order_gives_the_same():
     assert one.item() == pytest.approx(1.0, abs=1e-3)  # of two equal ones at the border, none
 
 
-def test_an_item_without_content_has_the_mean_and_a_shift_reaches_everything():
-    imputer = nearest(2)
+@pytest.mark.parametrize("unknown", [False, True])
+def test_an_item_without_content_has_the_mean_and_is_shifted_only_where_none_has_content(unknown):
+    imputer = Imputer(nearest(2), num_learned=1)
     features = [torch.zeros(2, 2), torch.tensor([[0.0], [1.0]])]
     present = torch.tensor([[False, False], [False, True]])
     before = imputer(features, present)
     assert before[0].item() == pytest.approx(LEARNED.mean().item())
-    imputer.shift(torch.tensor([5.0]))
-    torch.testing.assert_close(imputer(features, present), before + 5)
+    imputer.shift(torch.tensor([5.0]), unknown=unknown)
+    moved = torch.tensor([[5.0 if unknown else 0.0], [5.0]])
+    torch.testing.assert_close(imputer(features, present), before + moved)
 
 
 def test_raw_vectors_give_what_conditioned_ones_gave():
@@ -131,3 +140,44 @@ def test_the_smallest_shift_that_balances_is_found(slope, start, sign):
 def test_what_is_balanced_or_can_not_be_is_left_alone():
     assert balancing_shift(lambda _: 1.0) == 0.0
     assert balancing_shift(lambda _: 0.1) == 0.0
+
+
+USERS, TRAINED, FRESH, UNKNOWN = 40, 200, 60, 30
+
+
+def balance_of(*, some_content: bool) -> tuple[Balance, SimpleNamespace]:
+    """Balance a catalogue where the last items have no interactions, and the very last of them no content either."""
+    torch.manual_seed(0)
+    num_items = TRAINED + FRESH + UNKNOWN
+    features = FeatureSpec((Modality(name="text", dim=2),))
+    model = FactorModel(MfBprConfig(dim=DIM - 1), features, num_users=USERS, num_items=num_items)  # a bias is the last
+    is_trained_I = torch.arange(num_items) < TRAINED
+    data = SimpleNamespace(
+        users=np.arange(USERS),
+        num_items=num_items,
+        degree_I=is_trained_I.float(),
+        presence_IM=some_content * (torch.arange(num_items)[:, None] < TRAINED + FRESH),
+        histories=lambda users: [np.array([0])] * len(users),
+    )
+    items_ID = torch.randn(num_items, DIM) + 1
+    new_ID = 0.1 * torch.randn(num_items, DIM)
+    new_ID[-UNKNOWN:] = 0.2  # as one: between two neighbouring shifts they are in no list, and in all
+    fold_in = FoldInMap("affine", 3, MeanEncoder(torch.eye(DIM), torch.zeros(DIM), torch.ones(DIM)), None, None)
+    with torch.no_grad():
+        found = balanced(model, data, new_ID, ItemTables(items_ID), fold_in, seed=0)
+    return found, data
+
+
+def test_items_that_nothing_is_known_of_do_not_enter_the_balance():
+    found, data = balance_of(some_content=True)
+    assert not found.shifts_unknown
+    assert found.num_items == FRESH + len(imputer_items(data, seed=0)[1][1::2])
+    assert found.shift_F.sum() > 0
+    assert 0.3 <= found.ratio <= 2.5
+
+
+def test_where_no_item_has_content_all_new_ones_are_balanced():
+    found, data = balance_of(some_content=False)
+    assert found.shifts_unknown
+    assert found.num_items == FRESH + UNKNOWN + len(imputer_items(data, seed=0)[1][1::2])
+    assert found.ratio > 0.3
