@@ -61,6 +61,7 @@ class Study:
 
 
 MODELS = {
+    "popularity": Line("popularity"),
     "BPR": Line("mf-bpr"),
     "BPR++": Line("bpr-plus"),
     "Corr-AE": Line("corr-ae"),

@@ -40,8 +40,8 @@ LENGTH, DIM = 6, 11
 LEARNED_USERS = [*FACTOR_FAMILIES, "lightgcn", "mmgcn"]
 """Graph families are served by the same graphs: one that is ids alone, one of content."""
 ID_BASED = [*LEARNED_USERS, *OWN_ENCODERS, "popularity"]
-WITH_IDS = ["base-ids", "sasrec-ids"]
-"""The one network that takes a history for a set, and one that reads its order."""
+OPTIONS = {"base-ids-positions": "ids = true\npositions = true", "sasrec-ids": "ids = true"}
+"""The one network that takes a history for a set unless it learns places, and one that always reads its order."""
 COMMON_FILES = {
     *("item_encoder.onnx", "state_encoder.onnx", "user_encoder.onnx", "explainer.onnx"),
     *("golden.npz", "config.toml", "metrics.json"),
@@ -114,8 +114,7 @@ def default_query(model: ServableModel) -> torch.Tensor:
 def untrained_model(kind: str, dataset: Dataset, store: ArtifactStore) -> Exported:
     """Random weights, far from flat."""
     modalities = [Modality(name=one.name, dim=one.dim) for one in dataset.manifest.modalities]
-    ids = "ids = true" if kind in WITH_IDS else ""
-    config = parse_config(CONFIG % ("base" if kind in TOYS else kind.removesuffix("-ids")) + ids)
+    config = parse_config(CONFIG % ("base" if kind in TOYS else kind.partition("-")[0]) + OPTIONS.get(kind, ""))
     if kind in TOYS:
         model = toy_model(kind, modalities, dim=DIM, history_length=LENGTH)
     else:
@@ -156,7 +155,7 @@ def export(toy_dataset, tmp_path_factory):
     return exported
 
 
-@pytest.fixture(scope="module", params=[*networks(), *WITH_IDS, *ID_BASED, *TOYS])
+@pytest.fixture(scope="module", params=[*networks(), *OPTIONS, *ID_BASED, *TOYS])
 def exported(request, export) -> Exported:
     return export(request.param)
 

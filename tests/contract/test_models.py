@@ -15,9 +15,16 @@ TRAINED = torch.tensor([True, True, False, True, True, True])
 """Which items are known where ids are learned; the fifth has no content, only what is learned of it."""
 
 
+CASES = [
+    *((family, option) for family in FAMILIES for option in ("", "ids")),
+    *((family, "positions") for family in FAMILIES if "positions" in family.model_fields),
+]
+
+
 def name_of(case) -> str:
-    family, ids = case
-    return family.model_fields["kind"].default + ("-ids" if ids else "")
+    family, option = case
+    kind = family.model_fields["kind"].default
+    return f"{kind}-{option}" if option else kind
 
 
 def built(family, **settings):
@@ -25,11 +32,11 @@ def built(family, **settings):
     return family(dim=8, history_length=L, **settings).build(FeatureSpec(modalities, TRAINED))
 
 
-@pytest.fixture(params=[(family, ids) for family in FAMILIES for ids in (False, True)], ids=name_of)
+@pytest.fixture(params=CASES, ids=name_of)
 def model(request):
     torch.manual_seed(0)
-    family, ids = request.param
-    model = built(family, ids=ids)
+    family, option = request.param
+    model = built(family, **({option: True} if option else {}))
     with torch.no_grad():
         for value in model.parameters():  # nothing stays at an initial zero that could hide a mistake
             value.add_(torch.randn_like(value), alpha=0.1)

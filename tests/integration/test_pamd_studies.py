@@ -59,7 +59,7 @@ def test_models_stand_in_a_table_without_an_axis(study):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("models", "--lines", "BPR,SASRec"), "--lines: 'SASRec' is none of BPR, "),
+        (("models", "--lines", "BPR,SASRec"), "--lines: 'SASRec' is none of popularity, BPR, "),
         (("models", "--catalogue", "nowhere"), "--catalogue: no configuration of these models begins with nowhere-"),
         (("models", "--values", "1,2"), "--values: models is drawn over nothing"),
     ],

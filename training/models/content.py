@@ -5,7 +5,6 @@ Legend: `D_m` raw width, `R` width after conditioning, `M` modalities, `P` parts
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from training.models.servable import FeatureSpec, Retriever
 class ContentModel(Retriever):
     """Items from modalities, users from items: no user id. Parts are the modalities, and `id` if it is asked for."""
 
-    reads_order: ClassVar[bool] = False
+    reads_order: bool = False
     """Whether the order of a history counts; else it is a set."""
 
     ids: LearnedIds | None
