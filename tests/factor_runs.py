@@ -41,6 +41,7 @@ faithfulness_users = 2
 """
 QUICK = {
     "ease": ["model.ridge=20.0"],
+    "slit": ["model.ridge=300.0", "model.past=20", "model.future=5"],
     "item_knn": ["model.neighbours=30"],
     "invrl": ["model.iterations=1", "model.partition.rounds=2"],
     "cb2cf": ["model.network.epochs=10"],

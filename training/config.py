@@ -38,7 +38,7 @@ from training.settings import Settings
 SearchValue = bool | int | float | str
 SearchSpace = dict[str, Annotated[tuple[SearchValue, ...], Field(min_length=1)]]
 
-_OWN_ENCODERS = ("macridvae", "ease", "item_knn", "popularity")
+_OWN_ENCODERS = ("macridvae", "ease", "slit", "item_knn", "popularity")
 """Kinds that learn no users and read them all by one rule of their own."""
 
 _NOT_SEARCHED = (

@@ -113,7 +113,7 @@ class ServingConfig(Settings):
         description="User from a live history. mean: of the items' vectors. affine: that, through a map fitted in "
         "closed form to the learned users. exact: what propagation gives a new node of the graph (lightgcn, "
         "lightgcn_channels, slmrec), or the affine map where that finds more of users that neither was fitted on. "
-        "macridvae, ease, item_knn, popularity: their own encoder, and there is no other; rankers: affine alone. "
+        "macridvae, ease, slit, item_knn, popularity: their own encoder, and there is no other; rankers: affine alone. "
         "softmax: a map trained to find the next item, from the better of those. attention: so trained, and the mean "
         "is weighted. What is trained is kept if it finds more of those users.",
     )

@@ -1,4 +1,4 @@
-"""The stage that solves EASE and item-kNN, and what makes two tables of their weights.
+"""The stage that solves EASE, SLIT and item-kNN, and what makes two tables of their weights.
 
 Only B_ji of different items counts: an item of the history is not recommended again. So the diagonal is free:
 a multiple of the identity may be taken off, and the directions whose weights are nearest to it cost least to leave out.
@@ -19,9 +19,13 @@ from torch import Tensor
 from training.baselines import MAX_ITEMS, item_knn
 from training.factors.data import FactorData
 from training.factors.stages import Carry, Facts, Stage
-from training.models import EaseConfig, ItemItem, PopularityConfig, SolvedFamily
+from training.factors.transitions import slit, transitions
+from training.models import EaseConfig, ItemItem, PopularityConfig, SlitConfig, SolvedFamily
 
 Matrix = NDArray[np.float64]
+
+_FEW = 0.1
+"""Share of the directions up to which asking for these alone is faster than for all."""
 
 
 class Factors(NamedTuple):
@@ -70,7 +74,12 @@ class ClosedFormStage(Stage):
         return tables, {"kept": factors.kept}
 
     def _factors(self) -> Factors:
-        seen_UI, family = seen(self._data), self._family
+        family = self._family
+        if isinstance(family, SlitConfig):
+            histories, num_items = self._data.histories(self._data.users), self._data.num_items
+            counts = transitions(histories, num_items=num_items, past=family.past, future=family.future)
+            return nearest_factors(slit(*counts, ridge=family.ridge), dim=self._model.dim)
+        seen_UI = seen(self._data)
         if isinstance(family, PopularityConfig):
             share_I1 = np.asarray(seen_UI.sum(axis=0), np.float64).reshape(-1, 1) / len(self._data.users)
             return Factors(np.ones_like(share_I1), share_I1, kept=1.0)
@@ -121,7 +130,7 @@ def _most_alike(ascending_I: Matrix, *, count: int) -> slice:
 
 def nearest_factors(weights_II: Matrix, *, dim: int) -> Factors:
     """Return the nearest matrix of rank `dim`, by singular values."""
-    if dim < len(weights_II) - 1:
+    if dim < len(weights_II) * _FEW:
         start_I = np.full(len(weights_II), len(weights_II) ** -0.5)  # else drawn: another sign in each run
         left_ID, values_D, right_DI = svds(sp.csr_matrix(weights_II), k=dim, v0=start_I)
     else:

@@ -3,6 +3,7 @@
 Legend: `B` users, `L` history length, `H` history row, `Q` queries, `D` width.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -92,6 +93,20 @@ class SumEncoder(RowEncoder):
     def weights_of(self, mask_BL: Tensor) -> Tensor:
         """Return 1, nothing in padding."""
         return mask_BL.float()
+
+
+class DecayedSumEncoder(SumEncoder):
+    """The sum of the history's rows, each halved with every `half_life` items that came after it (SLIT)."""
+
+    def __init__(self, dim: int, *, half_life: float) -> None:
+        """Read rows of this width."""
+        super().__init__(dim)
+        self._rate = math.log(2) / half_life
+
+    def weights_of(self, mask_BL: Tensor) -> Tensor:
+        """Return 2^(-k / half-life) for the item that k others follow, nothing in padding."""
+        later_BL = mask_BL.sum(dim=-1, keepdim=True) - mask_BL.cumsum(dim=-1)
+        return mask_BL * torch.exp(-self._rate * later_BL)
 
 
 class AttentionEncoder(MeanEncoder):

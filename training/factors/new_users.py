@@ -14,11 +14,20 @@ from training.config import FactorRun
 from training.data.split import HeldOut
 from training.factors.concept_encoder import ConceptEncoder
 from training.factors.data import FactorData
-from training.factors.encoders import AttentionEncoder, MeanEncoder, RowEncoder, SumEncoder
+from training.factors.encoders import AttentionEncoder, DecayedSumEncoder, MeanEncoder, RowEncoder, SumEncoder
 from training.factors.fold_in import FoldInMap, ItemTables, exact_map, fit_affine, mean_map, pool
 from training.factors.gate import GATE_CUTOFF, ServingError, gate_recall
 from training.factors.learned import learn
-from training.models import GraphModel, IdModel, ItemItem, LearnedUsers, MacridVae, PopularityConfig, RankerModel
+from training.models import (
+    GraphModel,
+    IdModel,
+    ItemItem,
+    LearnedUsers,
+    MacridVae,
+    PopularityConfig,
+    RankerModel,
+    SlitConfig,
+)
 
 
 def item_tables(model: IdModel, data: FactorData) -> ItemTables:
@@ -34,6 +43,8 @@ def fit_fold_in(model: IdModel, data: FactorData, config: FactorRun, tables: Ite
     if isinstance(config.model, PopularityConfig):
         alike = MeanEncoder(torch.zeros(1, 1), torch.ones(1), torch.ones(1))
         return FoldInMap("exact", length, alike, None, None)
+    if isinstance(model, ItemItem) and isinstance(config.model, SlitConfig):
+        return FoldInMap("exact", length, DecayedSumEncoder(model.dim, half_life=config.model.past), None, None)
     if isinstance(model, ItemItem):
         return FoldInMap("exact", length, SumEncoder(model.dim), None, None)
     assert isinstance(model, LearnedUsers)

@@ -18,7 +18,14 @@ from training.models.grcn import Grcn, GrcnConfig
 from training.models.gru4rec import Gru4Rec, Gru4RecConfig
 from training.models.huign import Huign, HuignConfig
 from training.models.id_model import IdModel, LearnedUsers
-from training.models.item_item import EaseConfig, ItemItem, ItemKnnConfig, PopularityConfig, SolvedSettings
+from training.models.item_item import (
+    EaseConfig,
+    ItemItem,
+    ItemKnnConfig,
+    PopularityConfig,
+    SlitConfig,
+    SolvedSettings,
+)
 from training.models.lightgcn import LightGcnConfig
 from training.models.macridvae import Concepts, MacridVae, MacridVaeConfig
 from training.models.mind import Mind, MindConfig
@@ -71,8 +78,8 @@ GraphFamily = (
 ConceptFamily = MacridVaeConfig
 """Items have vectors of their own, users are read from their histories in training as later."""
 
-ItemItemFamily = EaseConfig | ItemKnnConfig
-"""Items have weights of each other, solved in closed form; a user is the sum over the history."""
+ItemItemFamily = EaseConfig | ItemKnnConfig | SlitConfig
+"""Items have weights of each other, solved in closed form; a user is a sum over the history."""
 
 SolvedFamily = ItemItemFamily | PopularityConfig
 """No step is taken to learn them."""
@@ -159,6 +166,7 @@ __all__ = [
     "SasRecConfig",
     "ScoredPairs",
     "ServableModel",
+    "SlitConfig",
     "Slmrec",
     "SlmrecConfig",
     "SolvedFamily",

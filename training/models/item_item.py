@@ -1,7 +1,7 @@
-"""EASE, item-kNN and popularity: tables of items, solved and not trained. No user, no content.
+"""EASE, SLIT, item-kNN and popularity: tables of items, solved and not trained. No user, no content.
 
-Of the first two a user's score of an item is the sum over the history of what each past item says for it, B_ji. As the
-service scores by inner products, B is kept as two tables of one width, B_ji = row_j . item_i for j other than i; how
+Of the first three a user's score of an item is the sum over the history of what each past item says for it, B_ji. The
+service scores by inner products, so B is kept as two tables of one width, B_ji = row_j . item_i for j other than i; how
 they are made is in `training.factors.closed_form`. Popularity is one number of an item, and 1 of every user.
 
 Legend: `X` items asked for, `I` items, `D` width of either table, `B` users.
@@ -62,6 +62,21 @@ class EaseConfig(ItemItemSettings):
 
     kind: Literal["ease"] = "ease"
     ridge: float = Field(400.0, gt=0, le=1e9, description="lambda: of the regression; more for sparser data.")
+
+
+class SlitConfig(ItemItemSettings):
+    """SLIT (Choi et al., WWW 2021): linear regression of what comes next on what came last, in closed form.
+
+    Items count for less the further they are from the moment: a half-life is in how many of them.
+    """
+
+    kind: Literal["slit"] = "slit"
+    history_length: int = Field(
+        50, ge=1, le=500, description="L: live histories are cut to the last L items; the solution reads all."
+    )
+    ridge: float = Field(1000.0, gt=0, le=1e9, description="lambda: of the regression; more for sparser data.")
+    past: float = Field(5.0, gt=0, le=500, description="Half-life of past items, in items: here and when it is served.")
+    future: float = Field(2.0, gt=0, le=500, description="Half-life of the items that are to be found.")
 
 
 class ItemKnnConfig(ItemItemSettings):

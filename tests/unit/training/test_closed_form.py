@@ -1,4 +1,4 @@
-"""Two tables give the weights of EASE and item-kNN back: exactly with all directions, most of them with a few."""
+"""Two tables give the weights of EASE, SLIT and item-kNN back: exactly with all directions, most of them with a few."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_an_item_that_nobody_has_is_nothing(gram):
         assert np.abs(np.delete(factors.rows_ID @ factors.items_ID[3], 3)).max() < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["ease", "item_knn"])
+@pytest.mark.parametrize("kind", ["ease", "slit", "item_knn"])
 def test_what_a_past_item_adds_is_its_weight_and_all_together_are_the_score(kind, toy_dataset, tmp_path):
     config, dataset = config_of(kind, "model.dim=60"), Dataset.open(toy_dataset)
     trained = run(config, toy_dataset, tmp_path / "checkpoints")
@@ -79,6 +79,8 @@ def test_what_a_past_item_adds_is_its_weight_and_all_together_are_the_score(kind
         candidate_presence_KM=parts.presence_IP[candidates].numpy(),
     )
     weights_KL = (tables.items_ID[candidates] @ tables.rows_IH[past].T).numpy()
+    if kind == "slit":
+        weights_KL *= 0.5 ** (np.array([2, 1, 0]) / config.model.past)
     np.testing.assert_allclose(found.history_KL, weights_KL, atol=1e-6)
     np.testing.assert_allclose(found.history_KL.sum(axis=1), found.scores_K, atol=1e-6)
 
