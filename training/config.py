@@ -26,6 +26,7 @@ from training.models import (
 )
 from training.pretraining.settings import FeaturesConfig, RawFeatures
 from training.sections import (
+    BesideConfig,
     ContentOptimConfig,
     EvalConfig,
     ExportConfig,
@@ -108,6 +109,15 @@ class ContentRun(RunConfig):
     pairs: PairsConfig = PairsConfig()
     negatives: NegativesConfig = FullSoftmaxConfig()
     optim: ContentOptimConfig = ContentOptimConfig()
+    beside: BesideConfig | None = Field(
+        None, description="Solve what follows what in closed form, too, and add its scores to the network's."
+    )
+
+    @model_validator(mode="after")
+    def _beside_is_one_part(self) -> Self:
+        if self.beside is not None and (self.model.ids or self.model.reads_ages):
+            raise ValueError("beside: knows items as such, so model.ids has no place; and mtin, which reads ages, none")
+        return self
 
 
 class FactorRun(RunConfig):

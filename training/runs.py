@@ -19,6 +19,7 @@ from training.factors.bundle import write_tables
 from training.factors.serving import check_servable
 from training.factors.trainer import train_factors
 from training.models import ServableModel
+from training.models.beside import TRANSITIONS, Beside
 from training.models.learned_ids import ID
 from training.progress import Observer
 from training.publish import Extras
@@ -77,20 +78,21 @@ def run_training(
     metrics = {"valid": trained.valid_metrics} | ({"test": trained.test_metrics} if trained.test_metrics else {})
     unseen = trained.split.test if trained.test_metrics else trained.split.valid
     return Run(
-        trained.model, trained.interactions, unseen, metrics, trained.state, _learned_ids(trained, dataset, config.seed)
+        trained.model, trained.interactions, unseen, metrics, trained.state, _known_items(trained, dataset, config.seed)
     )
 
 
-def _learned_ids(trained: Trained, dataset: Dataset, seed: int) -> Extras | None:
-    ids = trained.model.ids
-    if ids is None:
+def _known_items(trained: Trained, dataset: Dataset, seed: int) -> Extras | None:
+    model = trained.model
+    known, part = (model, TRANSITIONS) if isinstance(model, Beside) else (model.ids, ID)
+    if known is None:
         return None
-    cold = measure_exposure(trained.model, ids, Catalogue(dataset), trained.split.valid, seed=seed)
-    rows_X, states_XS = ids.table()
+    rows_X, states_XS = known.table()
+    cold = measure_exposure(model, rows_X, Catalogue(dataset), trained.split.valid, seed=seed)
 
     def write(folder: Path) -> dict[str, Any]:
-        known = [dataset.item_ids[row] for row in rows_X.tolist()]
-        warm = write_warm_items(folder, known, states_XS.unsqueeze(1).numpy(), parts=[ID])
+        item_ids = [dataset.item_ids[row] for row in rows_X.tolist()]
+        warm = write_warm_items(folder, item_ids, states_XS.unsqueeze(1).numpy(), parts=[part])
         return {"warm": warm, "cold_items": cold}
 
     return write

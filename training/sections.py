@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from index.metrics import METRICS
 from training.data.candidates import SampledConfig, is_sampled
+from training.models.item_item import SlitSettings
 from training.settings import Settings
 
 MetricName = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(METRICS)})@[1-9][0-9]{{0,3}}$")]
@@ -102,6 +103,14 @@ class LearnedConfig(Settings):
     lr: float = Field(3e-3, gt=0, description="Of attention; the map moves by a hundredth of its deviation.")
     compared: int = Field(
         10_000, ge=1, description="Items in the softmax: all where there are no more, else so many at random."
+    )
+
+
+class BesideConfig(SlitSettings):
+    """A linear model of what follows what beside a content model; see `training.models.beside`."""
+
+    dim: int = Field(
+        64, ge=1, le=1024, description="Directions that are kept: so much longer are item vectors and queries."
     )
 
 

@@ -24,10 +24,12 @@ from training.data.interactions import Interactions, read_interactions, read_tim
 from training.data.split import HeldOut, Split, make_split
 from training.evaluate import Judged, judge_model, means
 from training.models import ContentModel
+from training.models.beside import Beside
 from training.objective import Objective
 from training.pretraining.features import prepare
 from training.progress import Observer
 from training.schedule import Schedule, augment_of
+from training.transitions import with_transitions
 
 _REPORT_EVERY_STEPS = 10
 """Reading a loss waits for the device; on every step it would cost a GPU more than the step."""
@@ -50,12 +52,14 @@ class Interrupted(Exception):
 class Trained:
     """What a run made, with what it was made from."""
 
-    model: ContentModel
+    model: ContentModel | Beside
     """In evaluation mode, on the CPU, with the parameters of the best validation."""
     interactions: Interactions
     split: Split
     state: RunState
     steps_per_epoch: int
+    valid_metrics: dict[str, float]
+    """Of the model as it is: those of the best validation, or of what stands beside it as well."""
     test: Judged
     """Of each test user; empty when the split has none."""
 
@@ -63,11 +67,6 @@ class Trained:
     def test_metrics(self) -> dict[str, float]:
         """Return the mean metrics of the test users; empty when the split has none."""
         return means(self.test)
-
-    @property
-    def valid_metrics(self) -> dict[str, float]:
-        """Return the metrics of the best validation."""
-        return next(v.metrics for v in self.state.validations if v.step == self.state.best_step)
 
 
 def train(
@@ -130,7 +129,7 @@ def train(
         if step % _REPORT_EVERY_STEPS == 0 or is_last:
             observer.stepped(step, _finite(losses, step=step))
         if step % schedule.validate_every_steps == 0 or is_last:
-            metrics = means(parts.judge(parts.split.valid))
+            metrics = means(parts.judge(model, parts.split.valid))
             state = state.after_validation(metrics, monitor=config.eval.monitor)
             is_best = state.best_step == step
             best = _parameters(model) if is_best else best
@@ -141,9 +140,15 @@ def train(
             raise Interrupted(step=step, folder=checkpoints)
 
     model.load_state_dict(best)
-    test = parts.judge(parts.split.test) if len(parts.split.test) > 0 else {}
-    model.absorb([(one.mean_D, one.basis_DR) for one in parts.catalogue.maps])
-    return Trained(model.eval().cpu(), parts.interactions, parts.split, state, parts.sampler.steps_per_epoch, test)
+    valid = next(one.metrics for one in state.validations if one.step == state.best_step)
+    made: ContentModel | Beside = model.eval()
+    if config.beside is not None:
+        made, valid = with_transitions(
+            model, config.beside, parts.split, judge=parts.judge, monitor=config.eval.monitor, start=valid
+        )
+    test = parts.judge(made, parts.split.test) if len(parts.split.test) > 0 else {}
+    made.absorb([(one.mean_D, one.basis_DR) for one in parts.catalogue.maps])
+    return Trained(made.cpu(), parts.interactions, parts.split, state, parts.sampler.steps_per_epoch, valid, test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +205,9 @@ class _Parts:
         )
         return cls(config, interactions, split, catalogue, model, optimiser, sampler, objective, device)
 
-    def judge(self, users: HeldOut) -> Judged:
+    def judge(self, model: ContentModel | Beside, users: HeldOut) -> Judged:
         return judge_model(
-            self.model,
+            model,
             self.catalogue,
             users,
             cutoffs=self.config.eval.cutoffs,

@@ -24,9 +24,6 @@ from training.models import EaseConfig, ItemItem, PopularityConfig, SlitConfig, 
 
 Matrix = NDArray[np.float64]
 
-_FEW = 0.1
-"""Share of the directions up to which asking for these alone is faster than for all."""
-
 
 class Factors(NamedTuple):
     """B, but for its diagonal, is rows times items transposed."""
@@ -78,7 +75,7 @@ class ClosedFormStage(Stage):
         if isinstance(family, SlitConfig):
             histories, num_items = self._data.histories(self._data.users), self._data.num_items
             counts = transitions(histories, num_items=num_items, past=family.past, future=family.future)
-            return nearest_factors(slit(*counts, ridge=family.ridge), dim=self._model.dim)
+            return slit_factors(*counts, ridge=family.ridge, dim=self._model.dim)
         seen_UI = seen(self._data)
         if isinstance(family, PopularityConfig):
             share_I1 = np.asarray(seen_UI.sum(axis=0), np.float64).reshape(-1, 1) / len(self._data.users)
@@ -128,9 +125,24 @@ def _most_alike(ascending_I: Matrix, *, count: int) -> slice:
     return slice(start, start + count)
 
 
+def slit_factors(gram_II: Matrix, follow_II: Matrix, *, ridge: float, dim: int) -> Factors:
+    """Return SLIT's weights in the `dim` directions that lose least of what is predicted (reduced-rank regression).
+
+    Of an item's column, errors count in units of the root of how often the item stood in a history: else the few that
+    everybody has would take all directions.
+    """
+    weights_II = slit(gram_II, follow_II, ridge=ridge)
+    unit_I = np.sqrt(np.maximum(np.diag(gram_II), 1.0))
+    scaled_II = weights_II / unit_I
+    vectors_II = np.linalg.eigh(scaled_II.T @ gram_II @ scaled_II)[1]
+    vectors_ID = vectors_II[:, -dim:]
+    rows_ID, items_ID = scaled_II @ vectors_ID, vectors_ID * unit_I[:, None]
+    return Factors(rows_ID, items_ID, _kept(rows_ID @ items_ID.T, weights_II))
+
+
 def nearest_factors(weights_II: Matrix, *, dim: int) -> Factors:
     """Return the nearest matrix of rank `dim`, by singular values."""
-    if dim < len(weights_II) * _FEW:
+    if dim < len(weights_II) - 1:
         start_I = np.full(len(weights_II), len(weights_II) ** -0.5)  # else drawn: another sign in each run
         left_ID, values_D, right_DI = svds(sp.csr_matrix(weights_II), k=dim, v0=start_I)
     else:

@@ -24,6 +24,7 @@ from training.models.item_item import (
     ItemKnnConfig,
     PopularityConfig,
     SlitConfig,
+    SlitSettings,
     SolvedSettings,
 )
 from training.models.lightgcn import LightGcnConfig
@@ -167,6 +168,7 @@ __all__ = [
     "ScoredPairs",
     "ServableModel",
     "SlitConfig",
+    "SlitSettings",
     "Slmrec",
     "SlmrecConfig",
     "SolvedFamily",

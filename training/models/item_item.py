@@ -64,19 +64,21 @@ class EaseConfig(ItemItemSettings):
     ridge: float = Field(400.0, gt=0, le=1e9, description="lambda: of the regression; more for sparser data.")
 
 
-class SlitConfig(ItemItemSettings):
-    """SLIT (Choi et al., WWW 2021): linear regression of what comes next on what came last, in closed form.
+class SlitSettings(Settings):
+    """What the regression of SLIT can be told. Half-lives are in items, not in time."""
 
-    Items count for less the further they are from the moment: a half-life is in how many of them.
-    """
+    ridge: float = Field(1000.0, gt=0, le=1e9, description="lambda: of the regression; more for sparser data.")
+    past: float = Field(5.0, gt=0, le=500, description="Half-life of past items, here and when it is served.")
+    future: float = Field(2.0, gt=0, le=500, description="Half-life of the items that are to be found.")
+
+
+class SlitConfig(ItemItemSettings, SlitSettings):
+    """SLIT (Choi et al., WWW 2021): linear regression of what comes next on what came last, in closed form."""
 
     kind: Literal["slit"] = "slit"
     history_length: int = Field(
         50, ge=1, le=500, description="L: live histories are cut to the last L items; the solution reads all."
     )
-    ridge: float = Field(1000.0, gt=0, le=1e9, description="lambda: of the regression; more for sparser data.")
-    past: float = Field(5.0, gt=0, le=500, description="Half-life of past items, in items: here and when it is served.")
-    future: float = Field(2.0, gt=0, le=500, description="Half-life of the items that are to be found.")
 
 
 class ItemKnnConfig(ItemItemSettings):

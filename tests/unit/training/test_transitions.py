@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from training.factors import transitions as module
+from training.factors.closed_form import slit_factors
 from training.factors.encoders import DecayedSumEncoder
 from training.factors.transitions import slit, transitions
 
@@ -51,6 +52,28 @@ def test_the_weights_are_those_of_the_regression(histories):
     left = np.concatenate([past, np.sqrt(3.0) * np.eye(NUM_ITEMS)])
     right = np.concatenate([future, np.zeros((NUM_ITEMS, NUM_ITEMS))])
     np.testing.assert_allclose(weights, np.linalg.lstsq(left, right, rcond=None)[0], atol=1e-8)
+
+
+def test_all_directions_lose_nothing_and_fewer_lose_least_of_what_is_predicted(histories):
+    counts = transitions(histories, num_items=NUM_ITEMS, past=PAST, future=FUTURE)
+    whole = slit(*counts, ridge=3.0)
+    found = slit_factors(*counts, ridge=3.0, dim=NUM_ITEMS)
+    np.testing.assert_allclose(found.rows_ID @ found.items_ID.T, whole, atol=1e-9)
+    assert found.kept == pytest.approx(1)
+    gram, unit = counts[0], np.sqrt(np.maximum(np.diag(counts[0]), 1))
+    left, values, right = np.linalg.svd(whole)
+
+    def lost(rows: np.ndarray, items: np.ndarray) -> float:
+        error = (rows @ items.T - whole) / unit
+        return float(np.trace(error.T @ gram @ error))
+
+    losses = []
+    for dim in (1, 3, 6):
+        few = slit_factors(*counts, ridge=3.0, dim=dim)
+        assert few.rows_ID.shape == few.items_ID.shape == (NUM_ITEMS, dim)
+        losses.append(lost(few.rows_ID, few.items_ID))
+        assert losses[-1] < lost(left[:, :dim] * values[:dim], right[:dim].T)
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_a_live_history_is_read_as_a_row_of_the_regression_with_holes_and_padding(histories):

@@ -1,4 +1,4 @@
-"""A content model with learned ids, from training to answers: known items bring theirs, new ones do without."""
+"""Content models that also know items as such, from training to answers: known ones bring it, new ones do without."""
 
 from dataclasses import dataclass
 
@@ -26,10 +26,9 @@ from training.publish import publish_bundle
 from training.runs import Run, run_training
 
 RUN = """
-name = "ids"
+name = "known"
 [model]
 kind = "demure"
-ids = true
 dim = 16
 history_length = 10
 [model.augment]
@@ -40,20 +39,23 @@ epochs = 4
 [export]
 faithfulness_users = 2
 """
+KNOWN = {"id": ["model.ids=true"], "transitions": ["beside.dim=10", "beside.ridge=20", "model.positions=true"]}
+"""Settings by the part that they add: the second has states wider than the network's."""
 PAST = {"history": [{"item_id": "i0003"}, {"item_id": "i0014"}]}
 
 
 @dataclass(frozen=True)
 class Served:
+    part: str
     run: Run
     dataset: Dataset
     store: ArtifactStore
     bundle: Bundle
 
 
-@pytest.fixture(scope="module")
-def served(toy_dataset, tmp_path_factory) -> Served:
-    config, dataset = parse_config(RUN), Dataset.open(toy_dataset)
+@pytest.fixture(scope="module", params=KNOWN)
+def served(request, toy_dataset, tmp_path_factory) -> Served:
+    config, dataset = parse_config(RUN, KNOWN[request.param]), Dataset.open(toy_dataset)
     store = ArtifactStore(tmp_path_factory.mktemp("store"))
     made = run_training(
         config,
@@ -75,16 +77,21 @@ def served(toy_dataset, tmp_path_factory) -> Served:
         extras=made.extras,
     )
     rebuild(store, bundle_version=version, dataset=dataset)
-    return Served(made, dataset, store, Bundle.open(store.open_bundle(version)[0]))
+    return Served(request.param, made, dataset, store, Bundle.open(store.open_bundle(version)[0]))
+
+
+def known_of(served) -> tuple[torch.Tensor, torch.Tensor]:
+    model = served.run.model
+    return (model.ids if served.part == "id" else model).table()
 
 
 def test_the_bundle_brings_a_table_of_what_was_learned_of_each_item(served):
     manifest = served.bundle.manifest
-    assert manifest.part_names == ("visual", "text", "category", "id")
-    assert (manifest.warm.parts, manifest.warm.num_items) == (["id"], served.dataset.num_items)
+    assert manifest.part_names == ("visual", "text", "category", served.part)
+    assert (manifest.warm.parts, manifest.warm.num_items) == ([served.part], served.dataset.num_items)
     table = open_warm_items(served.bundle.path, manifest)
     rows = table.rows(pa.chunked_array([pa.array(served.dataset.item_ids, pa.string())]))
-    np.testing.assert_array_equal(table.vectors[rows][:, 0], served.run.model.ids.ids_IS.detach().numpy())
+    np.testing.assert_array_equal(table.vectors[rows][:, 0], known_of(served)[1].numpy())
     assert table.rows(pa.chunked_array([["new"]])).tolist() == [-1]
 
 
@@ -105,8 +112,10 @@ def test_a_new_item_is_what_its_content_says_of_an_unknown_one(served):
     inputs = from_dataset(served.dataset, slice(0, 5), served.bundle.manifest.modalities)
     encoder = ItemEncoder(served.bundle)
     new, known = (encoder.encode(inputs, np.array(rows)) for rows in ([-1] * 5, range(5)))
-    unknown_S = served.run.model.ids.unknown_S.detach().numpy()
-    assert unknown_S.any()
+    unknown_S = np.zeros(new.states.shape[-1])
+    if served.part == "id":
+        unknown_S = served.run.model.ids.unknown_S.detach().numpy()
+        assert unknown_S.any()
     np.testing.assert_allclose(new.states[:, -1], np.broadcast_to(unknown_S, new.states[:, -1].shape), atol=1e-6)
     assert np.abs(new.candidates - known.candidates).max() > 1e-2
     expected = served.run.model.encode_items(
@@ -119,7 +128,7 @@ def test_how_exposed_new_items_are_is_told_and_gated(served, monkeypatch):
     cold = served.bundle.manifest.cold_items
     assert (cold.imputation, cold.num_items) == ("unknown", 6)
     assert 0.3 <= cold.exposure_ratio <= 3
-    given = (served.run.model, served.run.model.ids, Catalogue(served.dataset), served.run.unseen)
+    given = (served.run.model, known_of(served)[0], Catalogue(served.dataset), served.run.unseen)
     assert 0 < measure_exposure(*given, seed=0).exposure_ratio <= 60 / 50, "lists of 50 hold all of them at most"
     monkeypatch.setattr("training.exposure.MIN_EXPOSURE", 1.5)
     with pytest.raises(ServingError, match=r"model\.id_dropout"):
@@ -129,7 +138,7 @@ def test_how_exposed_new_items_are_is_told_and_gated(served, monkeypatch):
 async def test_answers_name_the_id_beside_the_modalities_and_new_items_are_among_them(served, tmp_path):
     async with running(served.store.root, history=f"sqlite:{tmp_path}/events.db") as client:
         said = (await client.get("/v1/models/demure/modalities")).json()
-        assert (said["parts"], said["num_known_items"]) == (["visual", "text", "category", "id"], 60)
+        assert (said["parts"], said["num_known_items"]) == (["visual", "text", "category", served.part], 60)
         vectors = {
             name: np.asarray(served.dataset.features(name)[20], np.float32).tolist()
             for name in served.dataset.modality_names
@@ -150,6 +159,6 @@ async def test_answers_name_the_id_beside_the_modalities_and_new_items_are_among
             for item in shown.values():
                 why = item["explanation"]
                 parts = {part["modality"]: part["value"] for part in why["contributions"]}
-                assert list(parts) == ["visual", "text", "category", "id"]
+                assert list(parts) == ["visual", "text", "category", served.part]
                 assert sum(parts.values()) + why["residual"] == pytest.approx(item["score"], abs=1e-4)
-                assert parts["id"] != 0
+                assert (parts[served.part] != 0) == (served.part == "id" or item["item_id"] not in ("bare", "new"))

@@ -1,0 +1,160 @@
+"""A content model and a linear model of what follows what, side by side: one vector, one query, scores added.
+
+The network knows what items are like, also new ones; the linear model (SLIT, `training.factors.transitions`) knows
+which items followed which. Both are made apart, and `gain` says what the second counts for.
+
+Legend: `B` batch, `I` items of the catalogue, `L` history length, `P` parts of the network, `S` state width, `D` width
+of the network's vectors, `R` directions of the linear model, `H` = D + R.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.models.content import ContentModel
+from training.models.servable import Retriever
+
+TRANSITIONS = "transitions"
+"""The part that holds what is known of an item's neighbours in time: its row, then its vector."""
+
+
+class Beside(Retriever):
+    """The network's item vectors and queries, lengthened by those of the linear model.
+
+    An item that is new has no transitions: it stands on its content alone.
+    """
+
+    states_I1S: Tensor
+    trained_I: Tensor
+
+    def __init__(
+        self,
+        network: ContentModel,
+        linear: nn.Module,
+        rows_IR: Tensor,
+        items_IR: Tensor,
+        *,
+        trained_I: Tensor,
+        gain: float,
+    ) -> None:
+        """Put both together.
+
+        Args:
+            network: Trained; its history rows are item vectors.
+            linear: From rows `[B, L, R]` and a mask `[B, L]` to the sum of rows `[B, R]` that SLIT predicts from.
+            rows_IR: What an item says where it is in a history.
+            items_IR: What it is found by.
+            trained_I: Which items are known; the others' numbers are left out.
+            gain: Of the linear model's scores.
+        """
+        width = max(network.state_dim, 2 * rows_IR.shape[1])
+        super().__init__(
+            network.modalities,
+            dim=network.dim + rows_IR.shape[1],
+            state_dim=width,
+            history_length=network.history_length,
+            num_queries=network.num_queries,
+            extra_parts=[*network.extra_parts, TRANSITIONS],
+            history_dim=network.dim + rows_IR.shape[1],
+        )
+        self.network, self.linear = network, linear
+        self._num_directions = rows_IR.shape[1]
+        states_IS = torch.cat([rows_IR * gain, items_IR], dim=-1) * trained_I[:, None]
+        self.register_buffer("states_I1S", F.pad(states_IS, (0, width - states_IS.shape[1])).unsqueeze(1))
+        self.register_buffer("trained_I", trained_I, persistent=False)
+
+    def absorb(self, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take raw vectors from now on (see `ContentModel`)."""
+        self.network.absorb(maps)
+        self.modalities = self.network.modalities
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Return the rows of the items that have transitions, and their states `[X, S]`."""
+        (rows_X,) = torch.nonzero(self.trained_I, as_tuple=True)
+        return rows_X, self.states_I1S[rows_X, 0]
+
+    def project(self, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        """Return states `[B, P + 1, S]`: the network's, and no transitions."""
+        return self._with(self.network.project(features, presence_BM), None)
+
+    def parts_of(
+        self,
+        features: Sequence[Tensor],
+        presence_BM: Tensor,
+        rows_B: Tensor | None,
+        *,
+        chance: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return states `[B, P + 1, S]` and presence `[B, P + 1]` of items of the catalogue."""
+        states_BPS, presence_BP = self.network.parts_of(features, presence_BM, rows_B, chance=chance)
+        own_B1S = self.states_I1S if rows_B is None else self.states_I1S[rows_B]
+        return self._with(states_BPS, own_B1S), F.pad(presence_BP, (0, 1), value=True)
+
+    def fuse(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return `[..., H]`: the network's vector, then the linear model's."""
+        inner_PS, row_item_S = self._cut(states_PS, presence_P)
+        return self._joined(self.network.fuse(inner_PS, presence_P[..., :-1]), self._item(row_item_S))
+
+    def history_rows(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return `[..., H]`: the network's vector, then the linear model's row."""
+        inner_PS, row_item_S = self._cut(states_PS, presence_P)
+        return self._joined(self.network.fuse(inner_PS, presence_P[..., :-1]), self._row(row_item_S))
+
+    def modality_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return `[..., P + 1, H]`: the network's split, and the linear model's vector as the last part's."""
+        inner_PS, row_item_S = self._cut(states_PS, presence_P)
+        return self._split(inner_PS, presence_P, self._item(row_item_S))
+
+    def history_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
+        """Return the same of the history row."""
+        inner_PS, row_item_S = self._cut(states_PS, presence_P)
+        return self._split(inner_PS, presence_P, self._row(row_item_S))
+
+    def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
+        """Return queries `[B, Q, H]`: the network's, each with the linear model's behind it."""
+        inner_BLD = _taken(rows_BLH, 0, self.network.dim)
+        linear_BLR = _taken(rows_BLH, self.network.dim, self._num_directions)
+        # An item without content is none to the network, as it is where the network is alone.
+        has_content_BL = mask_BL & (inner_BLD != 0).any(dim=-1)
+        queries_BQD = self.network.encode_users(inner_BLD, has_content_BL, ages_BL)
+        return self._joined(queries_BQD, self.linear(linear_BLR, mask_BL).unsqueeze(1))
+
+    def _cut(self, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's states `[..., P, S of the network]`, and row and item of the linear model `[..., S]`."""
+        *inner, own_S = states_PS.unbind(dim=-2)
+        inner_PS = _taken(torch.stack(inner, dim=-2), 0, self.network.state_dim)
+        return inner_PS, own_S * presence_P[..., -1:].to(own_S.dtype)
+
+    def _row(self, row_item_S: Tensor) -> Tensor:
+        return _taken(row_item_S, 0, self._num_directions)
+
+    def _item(self, row_item_S: Tensor) -> Tensor:
+        return _taken(row_item_S, self._num_directions, self._num_directions)
+
+    def _joined(self, inner_D: Tensor, linear_R: Tensor) -> Tensor:
+        return _put(inner_D, 0, self.dim) + _put(linear_R, self.network.dim, self.dim)
+
+    def _split(self, inner_PS: Tensor, presence_P: Tensor, own_R: Tensor) -> Tensor:
+        parts_PD = self.network.modality_parts(inner_PS, presence_P[..., :-1])
+        own_H = _put(own_R, self.network.dim, self.dim)
+        return torch.cat([_put(parts_PD, 0, self.dim), own_H.unsqueeze(-2)], dim=-2)
+
+    def _with(self, states_BPS: Tensor, own_B1S: Tensor | None) -> Tensor:
+        wide_BPS = F.pad(states_BPS, (0, self.state_dim - states_BPS.shape[-1]))
+        return torch.cat([wide_BPS, torch.zeros_like(wide_BPS[:, :1]) if own_B1S is None else own_B1S], dim=1)
+
+
+def _taken(values: Tensor, first: int, num: int) -> Tensor:
+    """Return `num` of the last dimension's numbers.
+
+    A product with zeros and ones: the derivative of cutting and joining would fix the batch when traced (torch 2.13).
+    """
+    return values @ torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)[:, first : first + num]
+
+
+def _put(values: Tensor, first: int, width: int) -> Tensor:
+    """Return the last dimension's numbers among `width`, zero elsewhere; a product for the same reason."""
+    places = torch.eye(width, dtype=values.dtype, device=values.device)[first : first + values.shape[-1]]
+    return values @ places
