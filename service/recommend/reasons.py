@@ -18,7 +18,11 @@ COUNTERFACTUAL: frozenset[Method] = frozenset({"occlusion", "shapley"})
 
 _MAX_EVIDENCE = 3
 
-_ADDED: Mapping[str, str] = {"id": "learned identity", "bias": "general appeal"}
+_ADDED: Mapping[str, str] = {
+    "id": "learned identity",
+    "bias": "general appeal",
+    "transitions": "place in usual sequences",
+}
 """What people call the parts that a model adds to the modalities."""
 
 _METHOD_CAVEATS: Mapping[Method, str] = {
