@@ -131,7 +131,7 @@ def test_nearest_items_stand_in_for_what_is_not_learned_and_are_exported(made, a
     agree(answer(folder, "item_encoder", {**raw, "presence": presence}), graph({**raw, "presence": presence}))
     # The table of known items lies in the one graph that needs it.
     size = {name: (folder / f"{name}.onnx").stat().st_size for name in ("item_encoder", "explainer")}
-    table = 4 * served.model.imputer.similarity.linears[0].weight.numel()
+    table = 4 * served.model.imputer.prediction.similarity.linears[0].weight.numel()
     assert size["item_encoder"] > table
     assert b"learned_NF" not in (folder / "explainer.onnx").read_bytes()
 
