@@ -230,6 +230,6 @@ def check_servable(served: Served, config: FactorRun) -> None:
         )
     if served.exposure_ratio is not None and served.cold is None:
         raise ServingError(
-            f"new items, by imputation ({served.imputation}), have {served.exposure_ratio:.2f} times their "
+            f"new items ({served.imputation}) have {served.exposure_ratio:.2f} times their "
             f"share of users' lists; what may be published is {MIN_EXPOSURE:g} to {MAX_EXPOSURE:g} (serving.cold_items)"
         )

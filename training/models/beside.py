@@ -7,6 +7,7 @@ Legend: `B` batch, `I` items of the catalogue, `L` history length, `P` parts of 
 of the network's vectors, `R` directions of the linear model, `H` = D + R.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,7 @@ class Beside(Retriever):
             trained_I: Which items are known; the others' numbers are left out.
             gain: Of the linear model's scores.
         """
+        piece = math.gcd(network.state_dim, network.dim, rows_IR.shape[1])
         width = max(network.state_dim, 2 * rows_IR.shape[1])
         super().__init__(
             network.modalities,
@@ -60,7 +62,7 @@ class Beside(Retriever):
             history_dim=network.dim + rows_IR.shape[1],
         )
         self.network, self.linear = network, linear
-        self._num_directions = rows_IR.shape[1]
+        self._num_directions, self._piece = rows_IR.shape[1], piece
         states_IS = torch.cat([rows_IR * gain, items_IR], dim=-1) * trained_I[:, None]
         self.register_buffer("states_I1S", F.pad(states_IS, (0, width - states_IS.shape[1])).unsqueeze(1))
         self.register_buffer("trained_I", trained_I, persistent=False)
@@ -114,47 +116,49 @@ class Beside(Retriever):
 
     def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
         """Return queries `[B, Q, H]`: the network's, each with the linear model's behind it."""
-        inner_BLD = _taken(rows_BLH, 0, self.network.dim)
-        linear_BLR = _taken(rows_BLH, self.network.dim, self._num_directions)
+        inner_BLD = self._taken(rows_BLH, 0, self.network.dim)
+        linear_BLR = self._taken(rows_BLH, self.network.dim, self._num_directions)
         # An item without content is none to the network, as it is where the network is alone.
         has_content_BL = mask_BL & (inner_BLD != 0).any(dim=-1)
         queries_BQD = self.network.encode_users(inner_BLD, has_content_BL, ages_BL)
-        return self._joined(queries_BQD, self.linear(linear_BLR, mask_BL).unsqueeze(1))
+        linear_B1R = self.linear(linear_BLR, mask_BL).unsqueeze(1)
+        return self._joined(queries_BQD, linear_B1R.expand(-1, queries_BQD.shape[1], -1))
 
     def _cut(self, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's states `[..., P, S of the network]`, and row and item of the linear model `[..., S]`."""
         *inner, own_S = states_PS.unbind(dim=-2)
-        inner_PS = _taken(torch.stack(inner, dim=-2), 0, self.network.state_dim)
+        inner_PS = self._taken(torch.stack(inner, dim=-2), 0, self.network.state_dim)
         return inner_PS, own_S * presence_P[..., -1:].to(own_S.dtype)
 
     def _row(self, row_item_S: Tensor) -> Tensor:
-        return _taken(row_item_S, 0, self._num_directions)
+        return self._taken(row_item_S, 0, self._num_directions)
 
     def _item(self, row_item_S: Tensor) -> Tensor:
-        return _taken(row_item_S, self._num_directions, self._num_directions)
-
-    def _joined(self, inner_D: Tensor, linear_R: Tensor) -> Tensor:
-        return _put(inner_D, 0, self.dim) + _put(linear_R, self.network.dim, self.dim)
+        return self._taken(row_item_S, self._num_directions, self._num_directions)
 
     def _split(self, inner_PS: Tensor, presence_P: Tensor, own_R: Tensor) -> Tensor:
         parts_PD = self.network.modality_parts(inner_PS, presence_P[..., :-1])
-        own_H = _put(own_R, self.network.dim, self.dim)
-        return torch.cat([_put(parts_PD, 0, self.dim), own_H.unsqueeze(-2)], dim=-2)
+        wide_PH = F.pad(parts_PD, (0, self._num_directions))
+        return torch.cat([wide_PH, F.pad(own_R, (self.network.dim, 0)).unsqueeze(-2)], dim=-2)
+
+    def _taken(self, values: Tensor, first: int, num: int) -> Tensor:
+        """Return `num` of the last dimension's numbers; see `_joined`."""
+        pieces = self._pieces(values)
+        chosen = pieces[first // self._piece : (first + num) // self._piece]
+        return torch.stack(chosen, dim=-2).flatten(start_dim=-2)
+
+    def _joined(self, inner_D: Tensor, linear_R: Tensor) -> Tensor:
+        """Return the network's numbers, then the linear model's.
+
+        By pieces that divide all widths: the derivative of cutting and joining as such would fix the batch when traced
+        (torch 2.13).
+        """
+        pieces = (*self._pieces(inner_D), *self._pieces(linear_R))
+        return torch.stack(pieces, dim=-2).flatten(start_dim=-2)
+
+    def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.unflatten(-1, (values.shape[-1] // self._piece, self._piece)).unbind(dim=-2)
 
     def _with(self, states_BPS: Tensor, own_B1S: Tensor | None) -> Tensor:
         wide_BPS = F.pad(states_BPS, (0, self.state_dim - states_BPS.shape[-1]))
         return torch.cat([wide_BPS, torch.zeros_like(wide_BPS[:, :1]) if own_B1S is None else own_B1S], dim=1)
-
-
-def _taken(values: Tensor, first: int, num: int) -> Tensor:
-    """Return `num` of the last dimension's numbers.
-
-    A product with zeros and ones: the derivative of cutting and joining would fix the batch when traced (torch 2.13).
-    """
-    return values @ torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)[:, first : first + num]
-
-
-def _put(values: Tensor, first: int, width: int) -> Tensor:
-    """Return the last dimension's numbers among `width`, zero elsewhere; a product for the same reason."""
-    places = torch.eye(width, dtype=values.dtype, device=values.device)[first : first + values.shape[-1]]
-    return values @ places
