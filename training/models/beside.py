@@ -126,8 +126,10 @@ class Beside(Retriever):
 
     def _cut(self, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's states `[..., P, S of the network]`, and row and item of the linear model `[..., S]`."""
-        *inner, own_S = states_PS.unbind(dim=-2)
-        inner_PS = self._taken(torch.stack(inner, dim=-2), 0, self.network.state_dim)
+        # Parts are picked by a product with zeros and ones: the derivative of picking scatters whole states.
+        one_PP = torch.eye(states_PS.shape[-2], dtype=states_PS.dtype, device=states_PS.device)
+        inner_PS = self._taken(one_PP[:-1] @ states_PS, 0, self.network.state_dim)
+        own_S = (one_PP[-1:] @ states_PS).squeeze(-2)
         return inner_PS, own_S * presence_P[..., -1:].to(own_S.dtype)
 
     def _row(self, row_item_S: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class Beside(Retriever):
         return torch.stack(pieces, dim=-2).flatten(start_dim=-2)
 
     def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.unflatten(-1, (values.shape[-1] // self._piece, self._piece)).unbind(dim=-2)
+        return torch.unflatten(values, -1, (values.shape[-1] // self._piece, self._piece)).unbind(dim=-2)
 
     def _with(self, states_BPS: Tensor, own_B1S: Tensor | None) -> Tensor:
         wide_BPS = F.pad(states_BPS, (0, self.state_dim - states_BPS.shape[-1]))
