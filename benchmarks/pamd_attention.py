@@ -106,8 +106,9 @@ def item_weights(trained: TrainedFactors, dataset: Dataset) -> Tensor:
     model, states_IPS = trained.served.model, trained.served.parts.states_IPS
     assert isinstance(model, ServedPamd)
     features, presence_IM = Catalogue(dataset).inputs()
-    kinds = torch.split(model.content(features, presence_IM), model.dim, dim=-1)
-    weights = attention(states_IPS[:, -1], kinds, presence_IM, scale=1 / math.sqrt(model.dim))
+    ids_IF = states_IPS[:, model.part_names.index("id"), : model.ids_dim]
+    kinds = torch.split(model.content(features, presence_IM), model.ids_dim, dim=-1)
+    weights = attention(ids_IF, kinds, presence_IM, scale=1 / math.sqrt(model.ids_dim))
     return torch.stack(weights, dim=-1)
 
 

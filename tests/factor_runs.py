@@ -15,7 +15,9 @@ FACTOR_FAMILIES, GRAPH_FAMILIES, RANKER_FAMILIES, ITEM_ITEM_FAMILIES = (
     [family.model_fields["kind"].default for family in get_args(union)]
     for union in (FactorFamily, GraphFamily, RankerFamily, ItemItemFamily)
 )
-FAMILIES = [*FACTOR_FAMILIES, *GRAPH_FAMILIES, *RANKER_FAMILIES]
+WITH_BIAS = ["pamd+bias"]
+"""Families that can have a bias of each item; BPR++ is VBPR's code then."""
+FAMILIES = [*FACTOR_FAMILIES, *WITH_BIAS, *GRAPH_FAMILIES, *RANKER_FAMILIES]
 
 TRAINED_ENCODERS = ["macridvae"]
 OWN_ENCODERS = [*TRAINED_ENCODERS, *ITEM_ITEM_FAMILIES]
@@ -49,7 +51,10 @@ QUICK = {
 
 
 def config_of(kind: str, *overrides: str, split: str = "interactions") -> FactorRun:
-    """Return the short run of a family, with these settings changed."""
+    """Return the short run of a family, with a bias of each item after `+bias`, and with these settings changed."""
+    kind, _, option = kind.partition("+")
+    if option == "bias":
+        overrides = ("model.item_bias=true", *overrides)
     batch_size = 64 if kind in ("ultragcn", "invrl", *OWN_ENCODERS) else 256
     text = RUN.format(kind=kind, split=split, batch_size=batch_size)
     if kind in (*ITEM_ITEM_FAMILIES, "popularity"):  # nothing is drawn

@@ -21,7 +21,7 @@ from index.features import ModelInputs, from_dataset, pad_vectors
 from index.item_encoder import ItemEncoder
 from index.ranking import over_queries
 from index.store import ArtifactStore
-from tests.factor_runs import FACTOR_FAMILIES, OWN_ENCODERS, config_of, publishable, run
+from tests.factor_runs import FACTOR_FAMILIES, OWN_ENCODERS, WITH_BIAS, config_of, publishable, run
 from tests.id_bundles import without
 from tests.servables import TOYS, toy_model
 from tests.skips import ROOT
@@ -37,7 +37,7 @@ from training.models import ContentFamily, FeatureSpec, ServableModel
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
-LEARNED_USERS = [*FACTOR_FAMILIES, "lightgcn", "mmgcn"]
+LEARNED_USERS = [*FACTOR_FAMILIES, *WITH_BIAS, "lightgcn", "mmgcn"]
 """Graph families are served by the same graphs: one that is ids alone, one of content."""
 ID_BASED = [*LEARNED_USERS, *OWN_ENCODERS, "popularity"]
 OPTIONS = {"base-ids-positions": "ids = true\npositions = true", "sasrec-ids": "ids = true"}

@@ -10,7 +10,7 @@ from training.data.catalogue import Catalogue
 from training.models.pamd import fused
 
 
-@pytest.mark.parametrize("kind", ["pamd", "pamd_user"])
+@pytest.mark.parametrize("kind", ["pamd", "pamd+bias", "pamd_user"])
 def test_every_hit_has_a_kind_and_the_weights_of_an_item_sum_to_one(kind, toy_dataset, tmp_path):
     dataset = Dataset.open(toy_dataset)
     trained = run(config_of(kind, "model.pretraining.epochs=5"), toy_dataset, tmp_path)
@@ -21,14 +21,15 @@ def test_every_hit_has_a_kind_and_the_weights_of_an_item_sum_to_one(kind, toy_da
     assert len(weights) == 2 * len(dataset.manifest.modalities)
     assert sum(weights) == pytest.approx(1, abs=1e-5)
     assert f"| hits | {figures['hits']:.3f} ± 0.000 |" in markdown([figures])
-    if kind == "pamd":
+    if kind != "pamd_user":
         served = trained.served
-        parts = served.parts.states_IPS
+        modalities = len(dataset.manifest.modalities)
+        parts = served.parts.states_IPS[..., : served.model.ids_dim]
         with torch.inference_mode():
             content, presence = item_content(served.model, dataset)
-            added = fused(parts[:, -1], content, presence)
+            added = fused(parts[:, modalities], content, presence)
             of_items = item_weights(trained, dataset)
-        torch.testing.assert_close(added, parts[:, :-1], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(added, parts[:, :modalities], atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(of_items.sum(dim=(1, 2)), presence.any(dim=-1).float())
 
 

@@ -3,13 +3,15 @@
 Attention is held as it is for the item with all that it has. So an item is one vector, its score an exact sum of its
 parts, and without a modality it loses what the modality has added; the others do not take its place.
 
-Legend: `B` items, `M` modalities, `P` parts (the modalities, then `id`), `D` width.
+Legend: `B` items, `M` modalities, `P` parts (the modalities, `id`, and `bias` where items have one), `D` width, `F`
+what is learned for an item: its own vector and bias.
 """
 
 import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from api_schemas.manifest import Modality
@@ -38,8 +40,9 @@ class ServedPamd(RetrieverById):
             state_dim=model.dim,
             history_length=history_length,
             num_queries=1,
-            extra_parts=["id"],
+            extra_parts=["id", "bias"] if model.bias_dim else ["id"],
         )
+        self.ids_dim = model.ids_dim
         self.content = copy.deepcopy(model.content)
         self.imputer = imputer
         self.users = users
@@ -63,9 +66,14 @@ class ServedPamd(RetrieverById):
         assert self.imputer is not None
         return self._states(self.imputer(features, presence_BM), features, presence_BM)
 
-    def _states(self, ids_BD: Tensor, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
-        added_BMD = fused(ids_BD, self.content(features, presence_BM), presence_BM)
-        return torch.cat([added_BMD, ids_BD.unsqueeze(1)], dim=1)
+    def _states(self, learned_BF: Tensor, features: Sequence[Tensor], presence_BM: Tensor) -> Tensor:
+        ids_BF, bias_BF = learned_BF.tensor_split([self.ids_dim], dim=-1)
+        added_BMF = fused(ids_BF, self.content(features, presence_BM), presence_BM)
+        vectors_BPF = torch.cat([added_BMF, ids_BF.unsqueeze(1)], dim=1)
+        if len(self.extra_parts) == 1:
+            return vectors_BPF
+        bias_B1D = F.pad(bias_BF.unsqueeze(1), (self.ids_dim, 0))
+        return torch.cat([F.pad(vectors_BPF, (0, 1)), bias_B1D], dim=1)
 
     def fuse(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return the sum of the parts that are there (Eq. 13)."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from api_schemas.manifest import ModalityName
-from training.models.id_model import LearnedUsers
+from training.models.id_model import IdsAndBias
 from training.models.servable import FeatureSpec
 from training.settings import Settings
 
@@ -49,7 +49,11 @@ class FactorSettings(Settings):
     )
     init_std: float = Field(0.1, gt=0, le=10, description="Deviation of the normal law that all weights start from.")
 
-    def build(self, features: FeatureSpec, *, num_users: int, num_items: int) -> LearnedUsers:
+    def pieces(self) -> Layout:
+        """Return what this run's vectors are made of: the family's, unless it is told otherwise."""
+        return self.layout
+
+    def build(self, features: FeatureSpec, *, num_users: int, num_items: int) -> IdsAndBias:
         """Return freshly initialised tables for these users, items and modalities.
 
         Raises:
@@ -58,16 +62,16 @@ class FactorSettings(Settings):
         return FactorModel(self, features, num_users=num_users, num_items=num_items)
 
 
-class FactorModel(LearnedUsers):
+class FactorModel(IdsAndBias):
     """Tables of users and items, and the projection of content."""
 
     mask_R: Tensor
 
     def __init__(self, config: FactorSettings, features: FeatureSpec, *, num_users: int, num_items: int) -> None:
         super().__init__()
-        layout, std = config.layout, config.init_std
+        layout, std = config.pieces(), config.init_std
         self.modalities = features.modalities
-        self._num_items = num_items
+        self.num_items = num_items
         used_R = _used_columns(features, config.modalities)
         self.ids_dim = config.dim if layout.ids else 0
         self.content_dim = config.dim if layout.content and bool(used_R.any()) else 0
@@ -95,11 +99,6 @@ class FactorModel(LearnedUsers):
         """Return D."""
         return self.ids_dim + self.content_dim + self.bias_dim
 
-    def users(self, rows_B: Tensor) -> Tensor:
-        """Return the vectors `[B, D]` of some users."""
-        vectors_BD = F.embedding(rows_B, self.users_UD)
-        return F.pad(vectors_BD, (0, 1), value=1.0) if self.bias_dim else vectors_BD
-
     def items(self, content_XR: Tensor, rows_X: Tensor | None = None) -> Tensor:
         """Return the vectors `[X, D]` of items with this content; `rows_X` is None for the whole catalogue in order."""
         pieces = []
@@ -116,30 +115,6 @@ class FactorModel(LearnedUsers):
                 bias_X = bias_X + content_XR @ (self.content_bias_R * self.mask_R)
             pieces.append(bias_X.unsqueeze(-1))
         return torch.cat(pieces, dim=-1)
-
-    def tables(self) -> list[nn.Parameter]:
-        """Return users, ids and the items' biases."""
-        return [one for one in (self.users_UD, self.ids_IF, self.item_bias_I) if one is not None]
-
-    def learned(self) -> Tensor:
-        """Return ids and bias side by side `[I, F (+ 1)]`."""
-        ids_IF = self.users_UD.new_zeros(self._num_items, 0) if self.ids_IF is None else self.ids_IF.detach()
-        if self.item_bias_I is None:
-            return ids_IF
-        return torch.cat([ids_IF, self.item_bias_I.detach().unsqueeze(-1)], dim=-1)
-
-    def as_items(self, learned_F: Tensor) -> Tensor:
-        """Return learned numbers where items' vectors `[..., D]` have them, and zero elsewhere."""
-        vectors_D = learned_F.new_zeros(*learned_F.shape[:-1], self.dim)
-        vectors_D[..., : self.ids_dim] = learned_F[..., : self.ids_dim]
-        if self.item_bias_I is not None:
-            vectors_D[..., -1] = learned_F[..., -1]
-        return vectors_D
-
-    def as_learned(self, vector_D: Tensor) -> Tensor:
-        """Return the vector's pieces of ids and bias."""
-        pieces = [vector_D[: self.ids_dim]] + ([vector_D[-1:]] if self.item_bias_I is not None else [])
-        return torch.cat(pieces)
 
 
 def _used_columns(features: FeatureSpec, names: tuple[str, ...] | None) -> Tensor:

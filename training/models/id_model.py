@@ -7,6 +7,7 @@ numbers that are known of trained items alone, `D` width, `H` width of a history
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,3 +98,47 @@ class LearnedUsers(IdModel):
             times_I = items_X.bincount(minlength=len(self.ids_IF)).float()
             total = total + (self.ids_IF.square().sum(dim=-1) * times_I).sum()
         return total
+
+
+class IdsAndBias(LearnedUsers):
+    """A vector begins with what is the item's own, and ends with its bias, where items have one."""
+
+    num_items: int
+    """I."""
+    ids_dim: int
+    """F."""
+    item_bias_I: nn.Parameter | None
+
+    @property
+    def bias_dim(self) -> int:
+        """Return 1 where items have a bias, else 0."""
+        return int(self.item_bias_I is not None)
+
+    def users(self, rows_B: Tensor) -> Tensor:
+        """Return the vectors `[B, D]` of some users."""
+        vectors_BD = F.embedding(rows_B, self.users_UD)
+        return F.pad(vectors_BD, (0, 1), value=1.0) if self.bias_dim else vectors_BD
+
+    def tables(self) -> list[nn.Parameter]:
+        """Return users, ids and the items' biases."""
+        return [one for one in (self.users_UD, self.ids_IF, self.item_bias_I) if one is not None]
+
+    def learned(self) -> Tensor:
+        """Return ids and bias side by side `[I, F (+ 1)]`."""
+        ids_IF = self.users_UD.new_zeros(self.num_items, 0) if self.ids_IF is None else self.ids_IF.detach()
+        if self.item_bias_I is None:
+            return ids_IF
+        return torch.cat([ids_IF, self.item_bias_I.detach().unsqueeze(-1)], dim=-1)
+
+    def as_items(self, learned_F: Tensor) -> Tensor:
+        """Return learned numbers where items' vectors `[..., D]` have them, and zero elsewhere."""
+        vectors_D = learned_F.new_zeros(*learned_F.shape[:-1], self.dim)
+        vectors_D[..., : self.ids_dim] = learned_F[..., : self.ids_dim]
+        if self.item_bias_I is not None:
+            vectors_D[..., -1] = learned_F[..., -1]
+        return vectors_D
+
+    def as_learned(self, vector_D: Tensor) -> Tensor:
+        """Return the vector's pieces of ids and bias."""
+        pieces = [vector_D[: self.ids_dim]] + ([vector_D[-1:]] if self.item_bias_I is not None else [])
+        return torch.cat(pieces)

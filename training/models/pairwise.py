@@ -3,12 +3,13 @@
 | family | score of user u and item i |
 |---|---|
 | `mf_bpr` | <g_u, g_i> + b_i (Rendle et al. 2009) |
-| `bpr_plus` | <g_u, g_i> + <t_u, W x_i>: BPR++, whose item is ids and projected content side by side |
+| `bpr_plus` | <g_u, g_i> + <t_u, W x_i>: BPR++, whose item is ids and projected content side by side; + b_i if asked |
 | `vbpr` | as `bpr_plus`, + b_i + <b', x_i> (He and McAuley 2016) |
 | `duif` | <t_u, W x_i>: no item ids, so new items need nothing (Geng et al. 2015) |
 | `cb2cf` | as `mf_bpr`; then a network learns the items' vectors from content (Barkan et al. 2019) |
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -34,6 +35,11 @@ class BprPlusConfig(PairwiseSettings):
     """BPR++: ids and content side by side."""
 
     kind: Literal["bpr_plus"] = "bpr_plus"
+    item_bias: bool = Field(False, description="Whether each item has a bias; the published model has none.")
+
+    def pieces(self) -> Layout:
+        """Return what this run's vectors are made of."""
+        return replace(self.layout, item_bias=self.item_bias)
 
 
 class VbprConfig(PairwiseSettings):

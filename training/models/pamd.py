@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.blocks.disentangled import DisentangledEncoder, Representations, attention, chosen
-from training.models.id_model import LearnedUsers
+from training.models.id_model import IdsAndBias
 from training.models.pairwise import PairwiseSettings
 from training.models.servable import FeatureSpec
 from training.pretraining.settings import DisentanglingConfig
@@ -36,6 +36,7 @@ class PamdConfig(PairwiseSettings):
         1.0, gt=0, description="Length of the representations when users and ids start to be learned, over that of ids."
     )
     encoder_lr: float = Field(1e-4, ge=0, description="Of the pretrained encoder while users and ids are learned.")
+    item_bias: bool = Field(False, description="Whether each item has a bias beside its vector; the paper's has none.")
     pretraining: DisentanglingConfig = Field(
         DisentanglingConfig(), description="The stage before; its `dim` is that of the model."
     )
@@ -64,7 +65,7 @@ class ContentParts(nn.Module):
         return chosen(self.encoder(features, presence_XM & self.used_M), self._representations)
 
 
-class PamdModel(LearnedUsers):
+class PamdModel(IdsAndBias):
     """Tables of users and items, and the encoder of content."""
 
     ids_IF: nn.Parameter
@@ -72,46 +73,32 @@ class PamdModel(LearnedUsers):
     def __init__(self, config: PamdConfig, features: FeatureSpec, *, num_users: int, num_items: int) -> None:
         super().__init__()
         self.widths = [modality.dim for modality in features.modalities]
+        self.num_items, self.ids_dim = num_items, config.dim
         self.users_UD = nn.Parameter(torch.randn(num_users, config.dim) * config.init_std)
         self.ids_IF = nn.Parameter(torch.randn(num_items, config.dim) * config.init_std)
+        self.item_bias_I = nn.Parameter(torch.zeros(num_items)) if config.item_bias else None
         used = features.used(config.modalities)
         self.content = ContentParts(self.widths, dim=config.dim, used=used, representations=config.representations)
 
     @property
     def dim(self) -> int:
         """Return D."""
-        return self.users_UD.shape[1]
-
-    def users(self, rows_B: Tensor) -> Tensor:
-        """Return the vectors `[B, D]` of some users."""
-        return F.embedding(rows_B, self.users_UD)
+        return self.ids_dim + self.bias_dim
 
     def items(self, content_XR: Tensor, rows_X: Tensor | None = None) -> Tensor:
         """Return the vectors `[X, D]` of items with this content; `rows_X` is None for the whole catalogue in order.
 
         A modality is absent where its vector is zero.
         """
-        ids_XD = self.ids_IF if rows_X is None else F.embedding(rows_X, self.ids_IF)
+        ids_XF = self.ids_IF if rows_X is None else F.embedding(rows_X, self.ids_IF)
         features = torch.split(content_XR, self.widths, dim=-1)
         presence_XM = torch.stack([(one != 0).any(dim=-1) for one in features], dim=-1)
         representations_XMS = self.content(features, presence_XM)
-        return ids_XD + fused(ids_XD, representations_XMS, presence_XM).sum(dim=-2)
-
-    def tables(self) -> list[nn.Parameter]:
-        """Return users and ids."""
-        return [self.users_UD, self.ids_IF]
-
-    def learned(self) -> Tensor:
-        """Return ids `[I, D]`."""
-        return self.ids_IF.detach()
-
-    def as_items(self, learned_F: Tensor) -> Tensor:
-        """Return ids as they are: with attention held, they add themselves."""
-        return learned_F
-
-    def as_learned(self, vector_D: Tensor) -> Tensor:
-        """Return the vector as it is."""
-        return vector_D
+        vectors_XF = ids_XF + fused(ids_XF, representations_XMS, presence_XM).sum(dim=-2)
+        if self.item_bias_I is None:
+            return vectors_XF
+        bias_X = self.item_bias_I if rows_X is None else self.item_bias_I[rows_X]
+        return torch.cat([vectors_XF, bias_X.unsqueeze(-1)], dim=-1)
 
 
 def fused(ids_XD: Tensor, representations_XMS: Tensor, presence_XM: Tensor) -> Tensor:
