@@ -111,7 +111,7 @@ class EventSettings(_Group):
         default=600.0, ge=0, le=86_400, description="How far `occurred_at` may lie ahead of our clock."
     )
     read_timeout_s: Seconds = Field(
-        default=0.1, description="A history that takes longer is left out and the answer is `degraded`."
+        default=0.05, description="A history that takes longer is left out and the answer is `degraded`."
     )
     write_timeout_s: Seconds = Field(default=2.0, description="Events that take longer to keep get 503.")
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx2
 
 START_S = 60.0
+PATIENT = {"PRISMREC_EVENTS__READ_TIMEOUT_S": "2"}
+"""A machine that tests share with others is late at times, and only tests of lateness are about that."""
 
 
 def free_port() -> int:
@@ -107,7 +109,7 @@ class Service:
                 ],
                 stdout=log,
                 stderr=log,
-                env={**variables, "OMP_NUM_THREADS": "1", **self.environment},
+                env={**variables, "OMP_NUM_THREADS": "1", **PATIENT, **self.environment},
             )
         if wait:
             wait_until(self._has_started, what=f"prismrec-serve: {self.log}")

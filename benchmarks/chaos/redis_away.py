@@ -18,8 +18,6 @@ from benchmarks.chaos.proxy import Proxy
 MOST_ADDED_MS = 60.0
 MOST_RECOVERY_S = 5.0
 DELAY_S = 0.2
-READ_TIMEOUT_S = "0.05"
-"""What the service waits for a history: most of what a hung Redis may add."""
 
 Break = Callable[[server.Redis, Proxy], None]
 
@@ -88,7 +86,6 @@ def running(ground: Ground) -> Iterator[tuple[server.Service, server.Redis, Prox
                 history=f"redis://127.0.0.1:{proxy.port}/0",
                 workers=ground.workers,
                 log=ground.log,
-                settings={"PRISMREC_EVENTS__READ_TIMEOUT_S": READ_TIMEOUT_S},
             )
         )
         grounds.fill(service)
