@@ -23,9 +23,10 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.manifest import GraphName, GraphSpec, TensorSpec
-from training.export_graphs import AffineExplainer, Explainer, ItemEncoder, StateEncoder, UserEncoder
+from training.export_graphs import AffineExplainer, BesideExplainer, Explainer, ItemEncoder, StateEncoder, UserEncoder
 from training.factors.served_ranker import ServedRanker
 from training.models import Retriever, ServableModel
+from training.models.beside import Beside
 
 ITEM_OUTPUTS = ("candidate", "history", "states")
 STATE_OUTPUTS = ("candidate", "history")
@@ -121,9 +122,10 @@ def _explainer(model: Retriever, batch: int, candidates: int) -> Graph:
     shape_BLP = (batch, model.history_length, len(model.part_names))
     ages, is_affine = _ages(model, batch), model.user_map is not None
     assert not (ages and is_affine), "the weights of an affine map are those of places"
+    kind = AffineExplainer if is_affine else BesideExplainer if isinstance(model, Beside) else Explainer
     return Graph(
         name="explainer",
-        module=AffineExplainer(model) if is_affine else Explainer(model),
+        module=kind(model),
         inputs={
             "states": torch.zeros(*shape_BLP, model.state_dim),
             "presence": torch.ones(shape_BLP, dtype=torch.bool),

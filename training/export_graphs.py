@@ -8,12 +8,15 @@ state width, `D` vector width, `H` history row, `Q` queries, `K` candidates, `J`
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from training.models import Retriever, ServableModel, over_queries
+from training.models.beside import Beside
 
 
 class ItemEncoder(nn.Module):
@@ -124,13 +127,12 @@ class Explainer(ExplainerGraph):
         # An item with a part has a vector, but its row may be nothing: say that of an item without any neighbour.
         real_BL = presence_BLP.any(dim=-1) if self.model.history_is_candidate else (rows_BLH != 0).any(dim=-1)
         candidate_KD = _items(self.model, candidate_states_KPS, candidate_presence_KP)
-        queries_BQD, pull_back = vjp(lambda rows: self.model.encode_users(rows, real_BL, ages_BL), rows_BLH)[:2]
+        queries_BQD, pull_back = self._queries(rows_BLH, real_BL, ages_BL)
         products_BQK = queries_BQD @ candidate_KD.T
         weight_BQK = self._weights(products_BQK)
         # One forward pass, and a backward pass for each candidate: d psi / d u_q is the query's weight times v.
         cotangent_KBQD = torch.einsum("bqk,kd->kbqd", weight_BQK, candidate_KD)
-        gradient_KBLH = vmap(lambda cotangent: pull_back(cotangent)[0])(cotangent_KBQD)
-        gradient_BKLH = _kept(gradient_KBLH.transpose(0, 1), real_BL[:, None, :, None])
+        gradient_BKLH = _kept(pull_back(cotangent_KBQD).transpose(0, 1), real_BL[:, None, :, None])
         directions_JBLH = self._directions(rows_BLH, states_BLPS, presence_BLP)
         derivatives_BKLJ = torch.einsum("bklh,jblh->bklj", gradient_BKLH, directions_JBLH)
         derivatives_BKLJ = _kept(derivatives_BKLJ, torch.cat([presence_BLP, presence_BLP], dim=-1)[:, None])
@@ -154,24 +156,91 @@ class Explainer(ExplainerGraph):
         is_best_BQK = (products_BQK == products_BQK.amax(dim=1, keepdim=True)).to(products_BQK.dtype)
         return is_best_BQK / is_best_BQK.sum(dim=1, keepdim=True)
 
+    def _queries(
+        self, rows_BLH: Tensor, real_BL: Tensor, ages_BL: Tensor | None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return queries `[B, Q, D]`, and what takes derivatives at these `[K, B, Q, D]` to rows `[K, B, L, H]`."""
+        return _encoded_users(self.model, rows_BLH, real_BL, ages_BL)
+
     def _directions(self, rows_BLH: Tensor, states_BLPS: Tensor, presence_BLP: Tensor) -> Tensor:
-        """Return how history rows move `[J, B, L, H]` along the mean of each state, then along each state itself.
+        """Return how history rows move `[J, B, L, H]` along the mean of each state, then along each state itself."""
+        return _moved_rows(self.model, rows_BLH, states_BLPS, presence_BLP, mean_of=states_BLPS.shape[-1])
 
-        A derivative along a direction is the transpose of the backward pass, that is, its own backward pass:
-        forward-mode differentiation would fix the batch when traced (torch 2.13).
-        """
-        num_parts, state_dim = states_BLPS.shape[2:]
-        one_PP1 = torch.eye(num_parts, dtype=states_BLPS.dtype)[:, None, None, :, None]
-        tangents_JBLPS = torch.cat([torch.ones_like(states_BLPS) / state_dim * one_PP1, states_BLPS * one_PP1])
 
-        def pull_back(cotangent_BLH: Tensor) -> Tensor:
-            backward = vjp(lambda states: _rows(self.model, states, presence_BLP), states_BLPS)[1]
-            pulled_BLPS: Tensor = backward(cotangent_BLH)[0]
-            return pulled_BLPS
+class BesideExplainer(Explainer):
+    """The same of a network with a linear model beside it: each is differentiated by itself.
 
-        push_forward = vjp(pull_back, torch.zeros_like(rows_BLH))[1]
-        moved_JBLH: Tensor = vmap(lambda tangent: push_forward(tangent)[0])(tangents_JBLPS)
-        return moved_JBLH
+    A row is the network's, then the linear model's, and the last part's state begins with the row that it adds. So
+    nothing wide goes through the network's derivatives, and the last part's directions need none.
+    """
+
+    model: Beside
+
+    def _queries(
+        self, rows_BLH: Tensor, real_BL: Tensor, ages_BL: Tensor | None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return queries, and what takes derivatives at these to rows; see `Explainer`."""
+        network, width = self.model.network, self.model.network.dim
+        inner_BLD, linear_BLR = rows_BLH[..., :width], rows_BLH[..., width:]
+        has_content_BL = self.model.has_content(inner_BLD, real_BL)
+        inner_BQD, inner_back = _encoded_users(network, inner_BLD, has_content_BL, ages_BL)
+        linear_BR, linear_back = _pulled_back(lambda rows: self.model.linear(rows, real_BL), linear_BLR)
+
+        def both(cotangent_KBQH: Tensor) -> Tensor:
+            return torch.cat(
+                [inner_back(cotangent_KBQH[..., :width]), linear_back(cotangent_KBQH[..., width:].sum(dim=2))], dim=-1
+            )
+
+        return self.model.joined(inner_BQD, linear_BR), both
+
+    def _directions(self, rows_BLH: Tensor, states_BLPS: Tensor, presence_BLP: Tensor) -> Tensor:
+        """Return how history rows move along the means of states and along states; see `Explainer`."""
+        network, num_directions = self.model.network, self.model.num_directions
+        inner_JBLD = _moved_rows(
+            network,
+            rows_BLH[..., : network.dim],
+            states_BLPS[..., :-1, : network.state_dim],
+            presence_BLP[..., :-1],
+            mean_of=self.model.state_dim,
+        )
+        row_BLR = states_BLPS[..., -1, :num_directions]
+        own_JBLR = torch.stack([torch.ones_like(row_BLR) / self.model.state_dim, row_BLR])
+        means, along = F.pad(inner_JBLD, (0, num_directions)).chunk(2)
+        own_mean, own = F.pad(own_JBLR, (network.dim, 0))
+        return torch.cat([means, own_mean[None], along, own[None]])
+
+
+def _encoded_users(
+    model: ServableModel, rows_BLH: Tensor, real_BL: Tensor, ages_BL: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    return _pulled_back(lambda rows: model.encode_users(rows, real_BL, ages_BL), rows_BLH)
+
+
+def _pulled_back(function: Callable[[Tensor], Tensor], rows_BLH: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the function of the rows, and what takes derivatives at its values `[K, ...]` to rows `[K, B, L, H]`."""
+    values, backward = vjp(function, rows_BLH)[:2]
+    return values, vmap(lambda cotangent: backward(cotangent)[0])
+
+
+def _moved_rows(
+    model: ServableModel, rows_BLH: Tensor, states_BLPS: Tensor, presence_BLP: Tensor, *, mean_of: int
+) -> Tensor:
+    """Return how rows move `[J, B, L, H]` along the mean of each state, of so many numbers, then along each state.
+
+    A derivative along a direction is the transpose of the backward pass, that is, its own backward pass:
+    forward-mode differentiation would fix the batch when traced (torch 2.13).
+    """
+    one_PP1 = torch.eye(states_BLPS.shape[2], dtype=states_BLPS.dtype)[:, None, None, :, None]
+    tangents_JBLPS = torch.cat([torch.ones_like(states_BLPS) / mean_of * one_PP1, states_BLPS * one_PP1])
+
+    def pull_back(cotangent_BLH: Tensor) -> Tensor:
+        backward = vjp(lambda states: _rows(model, states, presence_BLP), states_BLPS)[1]
+        pulled_BLPS: Tensor = backward(cotangent_BLH)[0]
+        return pulled_BLPS
+
+    push_forward = vjp(pull_back, torch.zeros_like(rows_BLH))[1]
+    moved_JBLH: Tensor = vmap(lambda tangent: push_forward(tangent)[0])(tangents_JBLPS)
+    return moved_JBLH
 
 
 class AffineExplainer(ExplainerGraph):

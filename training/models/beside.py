@@ -7,7 +7,6 @@ Legend: `B` batch, `I` items of the catalogue, `L` history length, `P` parts of 
 of the network's vectors, `R` directions of the linear model, `H` = D + R.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -50,7 +49,6 @@ class Beside(Retriever):
             trained_I: Which items are known; the others' numbers are left out.
             gain: Of the linear model's scores.
         """
-        piece = math.gcd(network.state_dim, network.dim, rows_IR.shape[1])
         width = max(network.state_dim, 2 * rows_IR.shape[1])
         super().__init__(
             network.modalities,
@@ -62,7 +60,7 @@ class Beside(Retriever):
             history_dim=network.dim + rows_IR.shape[1],
         )
         self.network, self.linear = network, linear
-        self._num_directions, self._piece = rows_IR.shape[1], piece
+        self.num_directions = rows_IR.shape[1]
         states_IS = torch.cat([rows_IR * gain, items_IR], dim=-1) * trained_I[:, None]
         self.register_buffer("states_I1S", F.pad(states_IS, (0, width - states_IS.shape[1])).unsqueeze(1))
         self.register_buffer("trained_I", trained_I, persistent=False)
@@ -96,70 +94,48 @@ class Beside(Retriever):
 
     def fuse(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return `[..., H]`: the network's vector, then the linear model's."""
-        inner_PS, row_item_S = self._cut(states_PS, presence_P)
-        return self._joined(self.network.fuse(inner_PS, presence_P[..., :-1]), self._item(row_item_S))
+        inner_PS, _, item_R = self._cut(states_PS, presence_P)
+        return torch.cat([self.network.fuse(inner_PS, presence_P[..., :-1]), item_R], dim=-1)
 
     def history_rows(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return `[..., H]`: the network's vector, then the linear model's row."""
-        inner_PS, row_item_S = self._cut(states_PS, presence_P)
-        return self._joined(self.network.fuse(inner_PS, presence_P[..., :-1]), self._row(row_item_S))
+        inner_PS, row_R, _ = self._cut(states_PS, presence_P)
+        return torch.cat([self.network.fuse(inner_PS, presence_P[..., :-1]), row_R], dim=-1)
 
     def modality_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return `[..., P + 1, H]`: the network's split, and the linear model's vector as the last part's."""
-        inner_PS, row_item_S = self._cut(states_PS, presence_P)
-        return self._split(inner_PS, presence_P, self._item(row_item_S))
+        inner_PS, _, item_R = self._cut(states_PS, presence_P)
+        return self._split(inner_PS, presence_P, item_R)
 
     def history_parts(self, states_PS: Tensor, presence_P: Tensor) -> Tensor:
         """Return the same of the history row."""
-        inner_PS, row_item_S = self._cut(states_PS, presence_P)
-        return self._split(inner_PS, presence_P, self._row(row_item_S))
+        inner_PS, row_R, _ = self._cut(states_PS, presence_P)
+        return self._split(inner_PS, presence_P, row_R)
 
     def encode_users(self, rows_BLH: Tensor, mask_BL: Tensor, ages_BL: Tensor | None = None) -> Tensor:
         """Return queries `[B, Q, H]`: the network's, each with the linear model's behind it."""
-        inner_BLD = self._taken(rows_BLH, 0, self.network.dim)
-        linear_BLR = self._taken(rows_BLH, self.network.dim, self._num_directions)
-        # An item without content is none to the network, as it is where the network is alone.
-        has_content_BL = mask_BL & (inner_BLD != 0).any(dim=-1)
-        queries_BQD = self.network.encode_users(inner_BLD, has_content_BL, ages_BL)
-        linear_B1R = self.linear(linear_BLR, mask_BL).unsqueeze(1)
-        return self._joined(queries_BQD, linear_B1R.expand(-1, queries_BQD.shape[1], -1))
+        inner_BLD, linear_BLR = rows_BLH[..., : self.network.dim], rows_BLH[..., self.network.dim :]
+        queries_BQD = self.network.encode_users(inner_BLD, self.has_content(inner_BLD, mask_BL), ages_BL)
+        return self.joined(queries_BQD, self.linear(linear_BLR, mask_BL))
 
-    def _cut(self, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's states `[..., P, S of the network]`, and row and item of the linear model `[..., S]`."""
-        # Parts are picked by a product with zeros and ones: the derivative of picking scatters whole states.
-        one_PP = torch.eye(states_PS.shape[-2], dtype=states_PS.dtype, device=states_PS.device)
-        inner_PS = self._taken(one_PP[:-1] @ states_PS, 0, self.network.state_dim)
-        own_S = (one_PP[-1:] @ states_PS).squeeze(-2)
-        return inner_PS, own_S * presence_P[..., -1:].to(own_S.dtype)
+    def has_content(self, inner_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return which past items `[B, L]` the network sees: one without content is none, as where it is alone."""
+        return mask_BL & (inner_BLD != 0).any(dim=-1)
 
-    def _row(self, row_item_S: Tensor) -> Tensor:
-        return self._taken(row_item_S, 0, self._num_directions)
+    def joined(self, queries_BQD: Tensor, linear_BR: Tensor) -> Tensor:
+        """Return the network's queries, each with the linear model's behind it `[B, Q, H]`."""
+        return torch.cat([queries_BQD, linear_BR.unsqueeze(1).expand(-1, queries_BQD.shape[1], -1)], dim=-1)
 
-    def _item(self, row_item_S: Tensor) -> Tensor:
-        return self._taken(row_item_S, self._num_directions, self._num_directions)
+    def _cut(self, states_PS: Tensor, presence_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the network's states `[..., P, S of the network]`, the linear model's row and its item `[..., R]`."""
+        inner_PS = states_PS[..., :-1, : self.network.state_dim]
+        own_S = states_PS[..., -1, :] * presence_P[..., -1:].to(states_PS.dtype)
+        return inner_PS, own_S[..., : self.num_directions], own_S[..., self.num_directions : 2 * self.num_directions]
 
     def _split(self, inner_PS: Tensor, presence_P: Tensor, own_R: Tensor) -> Tensor:
         parts_PD = self.network.modality_parts(inner_PS, presence_P[..., :-1])
-        wide_PH = F.pad(parts_PD, (0, self._num_directions))
+        wide_PH = F.pad(parts_PD, (0, self.num_directions))
         return torch.cat([wide_PH, F.pad(own_R, (self.network.dim, 0)).unsqueeze(-2)], dim=-2)
-
-    def _taken(self, values: Tensor, first: int, num: int) -> Tensor:
-        """Return `num` of the last dimension's numbers; see `_joined`."""
-        pieces = self._pieces(values)
-        chosen = pieces[first // self._piece : (first + num) // self._piece]
-        return torch.stack(chosen, dim=-2).flatten(start_dim=-2)
-
-    def _joined(self, inner_D: Tensor, linear_R: Tensor) -> Tensor:
-        """Return the network's numbers, then the linear model's.
-
-        By pieces that divide all widths: the derivative of cutting and joining as such would fix the batch when traced
-        (torch 2.13).
-        """
-        pieces = (*self._pieces(inner_D), *self._pieces(linear_R))
-        return torch.stack(pieces, dim=-2).flatten(start_dim=-2)
-
-    def _pieces(self, values: Tensor) -> tuple[Tensor, ...]:
-        return torch.unflatten(values, -1, (values.shape[-1] // self._piece, self._piece)).unbind(dim=-2)
 
     def _with(self, states_BPS: Tensor, own_B1S: Tensor | None) -> Tensor:
         wide_BPS = F.pad(states_BPS, (0, self.state_dim - states_BPS.shape[-1]))

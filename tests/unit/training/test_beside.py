@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from api_schemas.manifest import Modality
+from training.export_graphs import BesideExplainer, Explainer
 from training.factors.encoders import DecayedSumEncoder
-from training.models import BaseConfig, FeatureSpec
+from training.models import BaseConfig, FeatureSpec, MindConfig
 from training.models.beside import Beside
 
 NUM_ITEMS, LENGTH = 7, 4
@@ -15,11 +16,15 @@ GAIN = 3.0
 
 @pytest.fixture(params=[2, 9], ids=["narrow", "wider-than-the-network"])
 def both(request) -> Beside:
+    return beside(BaseConfig(dim=8, history_length=LENGTH, positions=True), num_directions=request.param)
+
+
+def beside(config, *, num_directions: int) -> Beside:
     torch.manual_seed(0)
-    network = BaseConfig(dim=8, history_length=LENGTH, positions=True).build(FeatureSpec(MODALITIES)).double().eval()
-    rows, items = torch.randn(2, NUM_ITEMS, request.param, dtype=torch.float64)
+    network = config.build(FeatureSpec(MODALITIES)).double().eval()
+    rows, items = torch.randn(2, NUM_ITEMS, num_directions, dtype=torch.float64)
     trained = torch.arange(NUM_ITEMS) != 2
-    linear = DecayedSumEncoder(request.param, half_life=2.0).double()
+    linear = DecayedSumEncoder(num_directions, half_life=2.0).double()
     made = Beside(network, linear, rows, items, trained_I=trained, gain=GAIN).double().eval()
     made.given = (rows, items)
     return made.requires_grad_(requires_grad=False)
@@ -72,3 +77,17 @@ def test_a_past_item_without_content_is_none_to_the_network(both, catalogue):
     without = both.encode_users(rows[None, [0, 5]], torch.ones(1, 2, dtype=torch.bool))
     torch.testing.assert_close(with_it[..., :width], without[..., :width])
     assert (with_it - without)[..., width:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("num_directions", [2, 9])
+@pytest.mark.parametrize("config", [BaseConfig, MindConfig])
+def test_each_differentiated_by_itself_is_the_derivative_of_both(config, num_directions, catalogue):
+    model = beside(config(dim=8, history_length=LENGTH), num_directions=num_directions)
+    states, presence = model.parts_of(*catalogue, None)
+    history, mask = torch.tensor([[0, 3, 5, 1], [4, 2, 6, 6]]), torch.tensor([[True] * 4, [True, True, True, False]])
+    presence = presence[history].clone()
+    presence[0, 1, -1] = presence[1, 2, 0] = False
+    candidates = states[:5], torch.ones(5, 3, dtype=torch.bool)
+    given = (states[history], presence, mask, *candidates)
+    for found, expected in zip(BesideExplainer(model)(*given), Explainer(model)(*given), strict=True):
+        torch.testing.assert_close(found, expected)
