@@ -1,6 +1,7 @@
 """From a trained model to the ONNX graphs of a bundle, with the numbers that prove them.
 
-What the graphs compute is in `training.export_graphs`; how a bundle is put together is in `training.publish`.
+What the graphs compute is in `training.export_graphs` and `training.explainers`; how a bundle is put together is in
+`training.publish`.
 
 Legend: `B` batch, `L` history length, `M` modalities, `P` parts of an item (the modalities first), `D_m` raw width, `S`
 state width, `D` vector width, `H` history row, `Q` queries, `K` candidates.
@@ -23,7 +24,8 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.manifest import GraphName, GraphSpec, TensorSpec
-from training.export_graphs import AffineExplainer, BesideExplainer, Explainer, ItemEncoder, StateEncoder, UserEncoder
+from training.explainers import AffineExplainer, BesideExplainer, Explainer
+from training.export_graphs import ItemEncoder, StateEncoder, UserEncoder
 from training.factors.served_ranker import ServedRanker
 from training.models import Retriever, ServableModel
 from training.models.beside import Beside

@@ -30,8 +30,8 @@ from training.data.interactions import read_interactions
 from training.data.split import all_users
 from training.evaluate import evaluate_model
 from training.evaluate_bundle import evaluate_bundle
+from training.explainers import Explainer
 from training.export import EXPLAINER_OUTPUTS, graphs_of
-from training.export_graphs import Explainer
 from training.faithfulness import JudgedUsers
 from training.publish import publish_bundle
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from api_schemas.manifest import Modality
-from training.export_graphs import BesideExplainer, Explainer
+from training.explainers import BesideExplainer, Explainer
 from training.factors.encoders import DecayedSumEncoder
 from training.models import BaseConfig, FeatureSpec, MindConfig
 from training.models.beside import Beside
