@@ -37,8 +37,14 @@ from training.models import ContentFamily, FeatureSpec, ServableModel
 from training.publish import publish_bundle
 
 LENGTH, DIM = 6, 11
-LEARNED_USERS = [*FACTOR_FAMILIES, *WITH_BIAS, "lightgcn", "mmgcn"]
-"""Graph families are served by the same graphs: one that is ids alone, one of content."""
+LEARNED_USERS = [
+    *(kind for kind in FACTOR_FAMILIES if f"{kind}+bias" not in WITH_BIAS),
+    *WITH_BIAS,
+    "lightgcn",
+    "mmgcn",
+]
+"""What can have a bias has one: its graphs have all parts then. Graph families are served by the same graphs: one that
+is ids alone, one of content."""
 ID_BASED = [*LEARNED_USERS, *OWN_ENCODERS, "popularity"]
 OPTIONS = {"base-ids-positions": "ids = true\npositions = true", "sasrec-ids": "ids = true"}
 """The one network that takes a history for a set unless it learns places, and one that always reads its order."""
