@@ -20,7 +20,7 @@ from training.models.beside import Beside
 
 
 class ExplainerGraph(nn.Module, ABC):
-    """What both explainers are given, freed of what lies in absent parts and padding."""
+    """What every explainer is given, freed of what lies in absent parts and padding."""
 
     def __init__(self, model: Retriever) -> None:
         super().__init__()
