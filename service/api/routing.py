@@ -8,7 +8,6 @@ body and the request's `Trace`, returns what its signature says, and raises erro
 import asyncio
 import inspect
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
@@ -29,6 +28,7 @@ from service.api.limits import Allowance
 from service.api.problems import ApiError
 from service.observability.tracing import trace_id_of
 from service.recommend.deadline import Deadline
+from service.recommend.random_ids import random_id
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 TRACE = "prismrec.trace"
@@ -49,7 +49,7 @@ class Trace:
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         given = headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else random_id(12)
         self.headers = headers
         self.started = time.perf_counter()
         self.timings_ms: Mapping[str, float] = {}

@@ -6,7 +6,6 @@ Every answer is made from one version, held from the first stage to the last.
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from service.recommend.items import Catalogue
 from service.recommend.job import Answer, Job
 from service.recommend.listing import held, named_answer, popular_listing, similar_listing
 from service.recommend.ports import HistoryStore
+from service.recommend.random_ids import random_id
 from service.recommend.rerank import Reranking, has_time
 from service.recommend.servable import CURRENT, ServableSource, find_model
 from service.recommend.shown import ShownSlates
@@ -143,7 +143,7 @@ class Recommender:
                     degraded.append(EXPLANATION_FAILED)
                 else:
                     self._explanations_ok = True
-            key = secrets.token_hex(16)
+            key = random_id(16)
             slate = slate_of(
                 servable,
                 answer,

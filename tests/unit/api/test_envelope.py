@@ -241,3 +241,35 @@ async def test_the_documentation_page_loads_nothing_from_elsewhere():
     assert "<script" not in response.text
     assert "http://" not in response.text.replace("http://localhost", "")
     assert response.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content"),
+    [
+        ("POST", "/v1/recommendations", b'{"user_id": "u", "history": [{"item_id": "i3"}], "k": 2}'),
+        ("POST", "/v1/recommendations", b'{"user_id": 3}'),
+        ("POST", "/v1/recommendations", b"not JSON"),
+        ("GET", "/v1/recommendations", b""),
+        ("POST", "/v1/recommendations/batch", b'{"requests": [{"user_id": "u"}]}'),
+        ("POST", "/v1/explanations", b'{"user_id": "u", "history": [{"item_id": "i3"}]}'),
+        ("POST", "/v1/what-if", b'{"history": [{"item_id": "i3"}], "without": {"modalities": ["text"]}}'),
+    ],
+)
+async def test_the_short_way_to_a_route_answers_as_the_long_one(method, path, content):
+    rig, answers = Rig(), []
+    assert path in rig.app.short
+    for short in (rig.app.short, {}):
+        rig.app.short = short
+        async with rig.client() as client:
+            headers = {"content-type": "application/json", "x-request-id": "one"}
+            answer = await client.request(method, path, content=content, headers=headers)
+        said = answer.json()
+        for one in (said, *[result.get("body") or {} for result in said.get("results", ())]):
+            one.pop("took_ms", None), one.pop("recommendation_id", None)
+        kept = {
+            name: value for name, value in answer.headers.items() if name not in ("server-timing", "content-length")
+        }
+        answers.append((answer.status_code, kept, said))
+    assert answers[0] == answers[1]
+    page = rig.metrics.page().decode()
+    assert f'prismrec_requests_total{{route="{path}",status="{answers[0][0]}"}} 2.0' in page or method == "GET"
