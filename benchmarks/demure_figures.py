@@ -152,8 +152,8 @@ def ratings_of(dataset: Dataset, trained: Trained, seen: Read) -> Matrix:
     return ratings_BL
 
 
-def figures_of(reads: Sequence[Read], ratings_BL: Matrix) -> dict[str, tuple[float, float]]:
-    """Return mean and deviation over runs of what one run can say, and what only all of them can."""
+def figures_of(reads: Sequence[Read], ratings_BL: Matrix) -> dict[str, tuple[float, float | None]]:
+    """Return mean and deviation over runs of what one run can say, and what only all of them can, without deviation."""
     by_run = [
         {
             "score x 5 against rating, mean difference": float(np.nanmean(differences(one, ratings_BL))),
@@ -164,15 +164,15 @@ def figures_of(reads: Sequence[Read], ratings_BL: Matrix) -> dict[str, tuple[flo
         }
         for one in reads
     ]
-    figures = dict(mean_and_deviation(by_run))
+    figures: dict[str, tuple[float, float | None]] = {**mean_and_deviation(by_run)}
     if len(reads) > 1:
         items_RBL = np.stack([one.item_weight_BL for one in reads])
         slots_RNM = np.stack([one.slot_weight_NM for one in reads])
         over = float(items_RBL.var(axis=0, ddof=1)[reads[0].mask_BL].mean())
-        figures["attention to items, variance over runs"] = over, float("nan")
+        figures["attention to items, variance over runs"] = over, None
         used_N = np.unique(reads[0].items_BL[reads[0].mask_BL])
         over = float(slots_RNM.var(axis=0, ddof=1)[used_N][reads[0].present_NM[used_N]].mean())
-        figures["attention to modalities, variance over runs"] = over, float("nan")
+        figures["attention to modalities, variance over runs"] = over, None
     return figures
 
 
@@ -251,7 +251,7 @@ def draw_map(reads: Mapping[str, Read], path: Path) -> None:
     plt.close(figure)
 
 
-def markdown(figures: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+def markdown(figures: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> str:
     """Return the table."""
     lines = [f"|  | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
     for name in next(iter(figures.values())):
@@ -282,8 +282,8 @@ def _array(tensor: Tensor) -> Matrix:
     return tensor.detach().to(torch.float64).numpy()
 
 
-def _told(mean: float, deviation: float) -> str:
-    return f"{mean:.3g}" if np.isnan(deviation) else f"{mean:.3g} ± {deviation:.2g}"
+def _told(mean: float, deviation: float | None) -> str:
+    return f"{mean:.3g}" if deviation is None else f"{mean:.3g} ± {deviation:.2g}"
 
 
 if __name__ == "__main__":
