@@ -20,8 +20,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.manifest import GraphName, GraphSpec, TensorSpec
 from training.explainers import AffineExplainer, BesideExplainer, Explainer
@@ -225,8 +223,10 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     free = {name: torch.export.Dim(name, min=1, max=2**20) for name in dict.fromkeys(graph.free.values())}
     dynamic = tuple({0: free[graph.free[name]]} for name in graph.inputs)
     example = tuple(graph.inputs.values())
-    with _quiet_exporter(), torch.no_grad():
-        module = _differentiated(graph.module, example) if graph.is_differentiated else _Positional(graph.module)
+    from training.written_out import without_cache, written_out  # what it needs of torch takes seconds to load
+
+    with _quiet_exporter(), without_cache(), torch.no_grad():
+        module = _Positional(*(written_out(graph.module, example) if graph.is_differentiated else (graph.module,)))
         program = torch.export.export(module, example, dynamic_shapes=(dynamic,))
         exported = torch.onnx.export(
             program,
@@ -256,25 +256,6 @@ class _Positional(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401  # one tensor or several
         """Run the module on its constants, then its inputs."""
         return self.module(*self.buffers(recurse=False), *inputs)
-
-
-def _differentiated(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """Return a module whose gradients are written out as plain operations, which is what `torch.export` can take.
-
-    `make_fx` runs the module on fake tensors of free sizes and records forward and backward alike. The parameters go
-    in as inputs, or they would be recorded as constants of the trace; they come back as buffers.
-    """
-    parameters = {name: value.detach() for name, value in module.named_parameters()}
-
-    def run(values: list[Tensor], *inputs: Tensor) -> Any:  # noqa: ANN401  # as the module
-        return functional_call(module, dict(zip(parameters, values, strict=True)), inputs)
-
-    traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(list(parameters.values()), *example)
-
-    def replay(*values: Tensor) -> Any:  # noqa: ANN401  # as the module
-        return traced(list(values[: len(parameters)]), *values[len(parameters) :])
-
-    return _Positional(replay, list(parameters.values()))
 
 
 @contextmanager
