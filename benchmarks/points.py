@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,30 +78,53 @@ class Grid:
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
     def draw(self, points: Points, path: Path) -> None:
-        """Write the plot: a panel for each metric; values stand side by side, as they are steps of a grid."""
+        """Write the plot: a panel for each metric.
+
+        Values stand side by side, as they are steps of a grid; without any, lines stand beneath each other.
+        """
         import matplotlib as mpl
 
         mpl.use("agg")
         from matplotlib import pyplot as plt
 
         metrics = self._measured(points)
-        size = (4 * len(metrics), 3.2)
-        figure, axes = plt.subplots(1, len(metrics), figsize=size, squeeze=False, layout="constrained")
-        places = np.arange(len(self.values))
+        height = 3.2 if self.key else 1.2 + 0.3 * len(self.lines)
+        size = (4 * len(metrics), height)
+        figure, axes = plt.subplots(
+            1, len(metrics), figsize=size, squeeze=False, sharey=not self.key, layout="constrained"
+        )
         for axis, metric in zip(axes[0], metrics, strict=True):
-            for line in self.lines:
-                figures = [self._over_repetitions(points, line, value, metric) for value in self.values]
-                means, deviations = zip(*figures, strict=True)
-                axis.errorbar(places, means, yerr=np.nan_to_num(deviations), marker="o", capsize=3, label=line)
-            axis.set_xticks(places, [str(value) for value in self.values])
-            axis.set(xlabel=self.key, ylabel=f"{metric}, {self.part}")
-            if len(self.lines) > 1:
-                axis.legend()
+            label = f"{metric}, {self.part}"
+            if self.key:
+                self._draw_values(axis, points, metric)
+                axis.set(xlabel=self.key, ylabel=label)
+            else:
+                self._draw_lines(axis, points, metric)
+                axis.set(xlabel=label)
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
+    def _draw_values(self, axis: Any, points: Points, metric: str) -> None:  # noqa: ANN401  # of an optional library
+        places = range(len(self.values))
+        for line in self.lines:
+            figures = [self._over_repetitions(points, line, value, metric) for value in self.values]
+            means, deviations = zip(*figures, strict=True)
+            axis.errorbar(places, means, yerr=np.nan_to_num(deviations), marker="o", capsize=3, label=line)
+        axis.set_xticks(places, [str(value) for value in self.values])
+        if len(self.lines) > 1:
+            axis.legend()
+
+    def _draw_lines(self, axis: Any, points: Points, metric: str) -> None:  # noqa: ANN401  # of an optional library
+        places = range(len(self.lines))
+        figures = [self._over_repetitions(points, line, self.values[0], metric) for line in self.lines]
+        means, deviations = zip(*figures, strict=True)
+        axis.errorbar(means, places, xerr=np.nan_to_num(deviations), fmt="o", capsize=3)
+        axis.axvline(means[0], color="grey", linewidth=0.8, linestyle="--")  # all are read against the first
+        axis.set_yticks(places, self.lines)
+        axis.set_ylim(len(self.lines) - 0.5, -0.5)
+
     def tell(self, points: Points, out: Path, **about: object) -> None:
-        """Write `study.json` with every point, print the table, and where there are several values draw `study.png`."""
+        """Write `study.json` with every point, print the table, and draw `study.png` of more than one figure."""
         document = {
             **about,
             "key": self.key,
@@ -119,9 +143,11 @@ class Grid:
         }
         (out / "study.json").write_text(json.dumps(document, indent=2) + "\n")
         sys.stdout.write(self.table(points))
-        if len(self.values) > 1 and find_spec("matplotlib") is None:
+        if len(self.values) * len(self.lines) == 1:
+            return
+        if find_spec("matplotlib") is None:
             sys.stderr.write("study.png is not drawn: that needs pip install '.[report]'\n")
-        elif len(self.values) > 1:
+        else:
             self.draw(points, out / "study.png")
 
     def _over_repetitions(self, points: Points, line: str, value: SearchValue, metric: str) -> tuple[float, float]:
