@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 
-from index.bundle import Bundle
-from index.dataset import Dataset
-from index.explain import explain
-from index.store import ArtifactStore
-from tests.factor_runs import config_of, publishable, run
+from tests.factor_runs import config_of, run
 from training.baselines import ease, item_knn
+from training.export import graphs_of
 from training.factors.closed_form import ease_factors, nearest_factors
-from training.publish import publish_bundle
 
 NUM_ITEMS = 30
 
@@ -63,26 +59,24 @@ def test_an_item_that_nobody_has_is_nothing(gram):
 
 @pytest.mark.parametrize("kind", ["ease", "slit", "item_knn"])
 def test_what_a_past_item_adds_is_its_weight_and_all_together_are_the_score(kind, toy_dataset, tmp_path):
-    config, dataset = config_of(kind, "model.dim=60"), Dataset.open(toy_dataset)
+    config = config_of(kind, "model.dim=60")
     trained = run(config, toy_dataset, tmp_path / "checkpoints")
     assert trained.state.reports[0].facts["kept"] == pytest.approx(1)
-    store = ArtifactStore(tmp_path / "store")
-    bundle = Bundle.open(store.open_bundle(publish_bundle(store, **publishable(trained, config, dataset)))[0])
     tables, parts = trained.served.tables, trained.served.parts
     past, candidates = [4, 9, 17], [0, 30, 59]
-    found = explain(
-        bundle,
-        method="grad_x_input",
-        states_LMS=parts.states_IPS[past].numpy(),
-        presence_LM=parts.presence_IP[past].numpy(),
-        candidate_states_KMS=parts.states_IPS[candidates].numpy(),
-        candidate_presence_KM=parts.presence_IP[candidates].numpy(),
-    )
+    explainer = graphs_of(trained.served.model)["explainer"]
+    given = {name: np.zeros((1, *tensor.shape[1:]), bool) for name, tensor in explainer.inputs.items()}
+    given["states"] = given["states"].astype(np.float32)
+    given["states"][0, :3], given["presence"][0, :3] = parts.states_IPS[past], parts.presence_IP[past]
+    given["mask"][0, :3] = True
+    given["candidate_states"] = parts.states_IPS[candidates].numpy()
+    given["candidate_presence"] = parts.presence_IP[candidates].numpy()
+    found = explainer(given)
     weights_KL = (tables.items_ID[candidates] @ tables.rows_IH[past].T).numpy()
     if kind == "slit":
         weights_KL *= 0.5 ** (np.array([2, 1, 0]) / config.model.past)
-    np.testing.assert_allclose(found.history_KL, weights_KL, atol=1e-6)
-    np.testing.assert_allclose(found.history_KL.sum(axis=1), found.scores_K, atol=1e-6)
+    np.testing.assert_allclose(found["item_grad_x_input"][0, :, :3], weights_KL, atol=1e-6)
+    np.testing.assert_allclose(found["scores"][0], weights_KL.sum(axis=1), atol=1e-6)
 
 
 def test_a_catalogue_too_large_for_all_pairs_is_refused(toy_dataset, tmp_path, monkeypatch):
