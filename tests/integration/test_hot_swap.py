@@ -173,14 +173,15 @@ async def test_twenty_swaps_leave_no_file_no_mapping_and_no_object_behind(versio
         versions.point(version)
         await service.reloader.check()
         await service.recommend()
-        gc.collect()
 
     await swap(versions.two)
     await swap(versions.one)
+    gc.collect()
     files, mapped = _open_files(), _mapped(versions.store)
     for _ in range(10):
         await swap(versions.two)
         await swap(versions.one)
+    gc.collect()
     assert (_open_files(), _mapped(versions.store)) == (files, mapped)
     assert len(service.loaded) == 23
     assert sum(reference() is not None for reference in service.loaded) == 2
