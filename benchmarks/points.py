@@ -122,6 +122,10 @@ class Grid:
         axis.axvline(means[0], color="grey", linewidth=0.8, linestyle="--")  # all are read against the first
         axis.set_yticks(places, self.lines)
         axis.set_ylim(len(self.lines) - 0.5, -0.5)
+        low, high = axis.get_xlim()
+        wider = max(0.2 * np.nanmean(means) - (high - low), 0) / 2  # or the axis would make much of a small difference
+        axis.set_xlim(low - wider, high + wider)
+        axis.locator_params(axis="x", nbins=4)
 
     def tell(self, points: Points, out: Path, **about: object) -> None:
         """Write `study.json` with every point, print the table, and draw `study.png` of more than one figure."""

@@ -68,7 +68,10 @@ STUDIES = {
     "alpha": Study(SLMREC, {"SLMRec": Line()}, "model.fac_weight", (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
     "tau": Study(SLMREC, {"SLMRec": Line()}, "model.tau", (0.05, 0.1, 0.2, 0.5, 1.0)),
     "tau-ssl": Study(SLMREC, {"SLMRec": Line()}, "model.tau_ssl", (0.05, 0.1, 0.2, 0.5, 1.0)),
-    "gammas": Study(DEMURE, {f"items {items}, modalities {m}": _replacing(items, m) for items, m in _GAMMAS}),
+    "gammas": Study(
+        DEMURE,
+        {"Base": Line(config=BASE), **{f"items {items}, modalities {m}": _replacing(items, m) for items, m in _GAMMAS}},
+    ),
     "views": Study(DEMURE, {"Demure": Line()}, "model.augment.views", (1, 2, 4)),
     "parts": Study(
         DEMURE,
