@@ -111,6 +111,7 @@ class Grid:
             means, deviations = zip(*figures, strict=True)
             axis.errorbar(places, means, yerr=np.nan_to_num(deviations), marker="o", capsize=3, label=line)
         axis.set_xticks(places, [str(value) for value in self.values])
+        axis.set_ylim(*_wide(*axis.get_ylim()))
         if len(self.lines) > 1:
             axis.legend()
 
@@ -122,9 +123,7 @@ class Grid:
         axis.axvline(means[0], color="grey", linewidth=0.8, linestyle="--")  # all are read against the first
         axis.set_yticks(places, self.lines)
         axis.set_ylim(len(self.lines) - 0.5, -0.5)
-        low, high = axis.get_xlim()
-        wider = max(0.2 * np.nanmean(means) - (high - low), 0) / 2  # or the axis would make much of a small difference
-        axis.set_xlim(low - wider, high + wider)
+        axis.set_xlim(*_wide(*axis.get_xlim()))
         axis.locator_params(axis="x", nbins=4)
 
     def tell(self, points: Points, out: Path, **about: object) -> None:
@@ -171,6 +170,13 @@ class Grid:
             for name in self.metrics
             if any(name in record.metrics.get(self.part, {}) for record in points.values())
         ]
+
+
+def _wide(low: float, high: float) -> tuple[float, float]:
+    """Return limits of an axis that do not make much of a small difference: at least a fifth of what is shown."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    half = max(half, abs(middle) / 10)
+    return middle - half, middle + half
 
 
 def _figure(mean: float, deviation: float) -> str:
