@@ -19,7 +19,7 @@ def written_out(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Callabl
     `make_fx` runs the module on fake tensors and records. Only the first dimensions of the inputs are free, those of
     one size the same: symbols in place of the other sizes would take most of the time. The parameters go in as inputs,
     or they would be recorded as constants of the trace. What is recorded twice, as the forward pass is for each
-    derivative, is said once.
+    derivative, is said once; that nothing else was taken for the same is what `training.golden.check_parity` is for.
     """
     parameters = {name: value.detach() for name, value in module.named_parameters()}
     num = len(parameters)
@@ -36,7 +36,7 @@ def written_out(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Callabl
     fixed = [fake(value) for value in parameters.values()]
     free = [fake(value, DimDynamic.DUCK) for value in example]
     traced = CSEPass()(make_fx(run, tracing_mode="symbolic")(*fixed, *free))
-    assert traced is not None, "a pass gives what it was given, or more"
+    assert traced is not None, "only a pass that was not run gives nothing"
     return traced.graph_module, list(parameters.values())
 
 

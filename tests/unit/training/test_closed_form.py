@@ -65,8 +65,7 @@ def test_what_a_past_item_adds_is_its_weight_and_all_together_are_the_score(kind
     tables, parts = trained.served.tables, trained.served.parts
     past, candidates = [4, 9, 17], [0, 30, 59]
     explainer = graphs_of(trained.served.model)["explainer"]
-    given = {name: np.zeros((1, *tensor.shape[1:]), bool) for name, tensor in explainer.inputs.items()}
-    given["states"] = given["states"].astype(np.float32)
+    given = {name: np.zeros_like(tensor[:1].numpy()) for name, tensor in explainer.inputs.items()}
     given["states"][0, :3], given["presence"][0, :3] = parts.states_IPS[past], parts.presence_IP[past]
     given["mask"][0, :3] = True
     given["candidate_states"] = parts.states_IPS[candidates].numpy()
